@@ -1,0 +1,296 @@
+"""Boxes as text: the forms that families share, as data and as a parser.
+
+A text with n boxes is n+1 *gaps* with the boxes' numbers between them:
+
+    gap  x0 , y0 , x1 , y1  gap  x0 , y0 , x1 , y1  gap
+
+so that ids can be composed from cached pieces: a gap is tokenized once per label, a number once per value, and the borders between gaps
+and digits are borders of every family's tokenizer (`pipelines.tokens` checks that). The same gaps render the text for people.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+FloatBoxes = npt.NDArray[np.float64]
+"""(N, 4) float64, xyxy."""
+IntBoxes = npt.NDArray[np.int64]
+"""(N, 4) int64, xyxy, in the family's model units."""
+
+
+@dataclass(frozen=True)
+class TextBox:
+    """A box as a text says it."""
+
+    values: tuple[int, int, int, int]
+    """x0, y0, x1, y1 in model units."""
+    label: str | None
+    """None where this form of text names no label."""
+
+
+class CoordinateGrid(Protocol):
+    """Pixels of the upright original image <-> the family's integer model units."""
+
+    @property
+    def description(self) -> str:
+        """The rule in one line, for the frame contract."""
+
+    def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
+        """Boxes (N, 4) inside their images -> model units. Sizes (N, 2) int64: original and resized (width, height) in pixels."""
+
+    def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
+        """Model units (N, 4) -> pixels of the original image, clipped to it."""
+
+    def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
+        """(N, 2): width and height of one model unit in pixels of the original image."""
+
+
+def _four(size_wh: IntBoxes) -> npt.NDArray[np.float64]:
+    """(N, 2) sizes as (N, 4) divisors for xyxy."""
+    return np.concatenate([size_wh, size_wh], axis=1).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class ThousandthGrid:
+    """Thousandths of width and height. `round`: 0..1000 (Qwen2-VL, Qwen3-VL); `floor`: 0..999 (Qwen-VL v1, CogVLM)."""
+
+    rounding: Literal["round", "floor"]
+
+    @property
+    def description(self) -> str:
+        return {"round": "round(x / width * 1000), 0..1000", "floor": "floor(x / width * 1000), 0..999, read back as (v + 0.5) / 1000"}[
+            self.rounding
+        ]
+
+    def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
+        thousandths = boxes_px / _four(size_wh) * 1000
+        if self.rounding == "round":
+            return np.clip(np.rint(thousandths), 0, 1000).astype(np.int64)
+        return np.clip(np.floor(thousandths), 0, 999).astype(np.int64)
+
+    def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
+        # A floored value stands for [v, v + 1): its middle is the estimate with the smallest error.
+        middle = 0.5 if self.rounding == "floor" else 0.0
+        whole = _four(size_wh)
+        return np.clip((values + middle) / 1000 * whole, 0, whole)
+
+    def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
+        return size_wh / 1000
+
+
+@dataclass(frozen=True)
+class ResizedPixelGrid:
+    """Absolute pixels of the resized image, clamped to its last pixel (Qwen2.5-VL, process_bbox.ipynb)."""
+
+    description: str = "round(x * (resized_width / width)), 0..resized_width - 1"
+
+    def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
+        scale = _four(resized_wh) / _four(size_wh)
+        return np.clip(np.rint(boxes_px * scale), 0, _four(resized_wh) - 1).astype(np.int64)
+
+    def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
+        whole = _four(size_wh)
+        return np.clip(values * (whole / _four(resized_wh)), 0, whole)
+
+    def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
+        return size_wh / resized_wh
+
+
+class BoxText(Protocol):
+    """How a family writes boxes."""
+
+    @property
+    def separators(self) -> tuple[str, str, str]:
+        """What stands between x0 and y0, y0 and x1, x1 and y1."""
+
+    @property
+    def number_format(self) -> str:
+        """A printf format, such as "%d" or "%03d"."""
+
+    @property
+    def names_labels(self) -> bool:
+        """Whether an answer about one label names it."""
+
+    def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
+        """The gap between a box of `previous` and a box of `following` in a whole answer; None: at the answer's start or end."""
+
+    def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
+        """The num_boxes + 1 gaps of boxes inside running text; `label` may be ""."""
+
+    def parse_answer(self, text: str) -> list[TextBox] | None:
+        """The boxes of a whole answer in exactly this form; None where it is not. Never guesses."""
+
+    def find_boxes(self, text: str) -> list[TextBox]:
+        """The boxes written in this form anywhere in a text."""
+
+
+_JSON_OPEN = '```json\n[\n\t{"bbox_2d": ['
+_JSON_CLOSE = "}\n]\n```"
+_FENCED_LIST = re.compile(r"```json\n(\[\n\t.*\n\])\n```", re.DOTALL)
+_JSON_BOX = re.compile(r'\{"bbox_2d": \[(\d+), (\d+), (\d+), (\d+)\](?:, "label": ("(?:[^"\\]|\\.)*"))?\}')
+
+
+@dataclass(frozen=True)
+class JsonBoxText:
+    """A fenced JSON list of {"bbox_2d": [x0, y0, x1, y1], "label": "..."} (Qwen2.5-VL, Qwen3-VL). Absent: an empty list."""
+
+    separators: tuple[str, str, str] = (", ", ", ", ", ")
+    number_format: str = "%d"
+    names_labels: bool = True
+
+    @staticmethod
+    def _label(label: str) -> str:
+        return json.dumps(label, ensure_ascii=False)
+
+    def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
+        if previous is None:
+            return _JSON_OPEN
+        closed = f'], "label": {self._label(previous)}'
+        return closed + (_JSON_CLOSE if following is None else '},\n\t{"bbox_2d": [')
+
+    def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
+        named = f', "label": {self._label(label)}' if label else ""
+        return ['{"bbox_2d": [', *[f']{named}}}, {{"bbox_2d": ['] * (num_boxes - 1), f"]{named}}}"]
+
+    def parse_answer(self, text: str) -> list[TextBox] | None:
+        if text == EMPTY_JSON_LIST:
+            return []
+        fenced = _FENCED_LIST.fullmatch(text)
+        if fenced is None:
+            return None
+        try:
+            entries = json.loads(fenced[1])
+        except ValueError:
+            return None
+        boxes = [_json_box(entry) for entry in entries]
+        return None if None in boxes else [box for box in boxes if box is not None]
+
+    def find_boxes(self, text: str) -> list[TextBox]:
+        return [
+            TextBox((int(m[1]), int(m[2]), int(m[3]), int(m[4])), json.loads(m[5]) if m[5] is not None else None)
+            for m in _JSON_BOX.finditer(text)
+        ]
+
+
+EMPTY_JSON_LIST = "```json\n[]\n```"
+
+
+def _json_box(entry: object) -> TextBox | None:
+    if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
+        return None
+    values, label = entry["bbox_2d"], entry["label"]
+    if not (isinstance(label, str) and isinstance(values, list) and len(values) == 4):
+        return None
+    if not all(type(value) is int for value in values):
+        return None
+    return TextBox((values[0], values[1], values[2], values[3]), label)
+
+
+@dataclass(frozen=True)
+class TaggedBoxText:
+    """<ref>label</ref><box>(x0,y0),(x1,y1)</box>, one ref for the neighbouring boxes of a label (Qwen-VL v1, Qwen2-VL)."""
+
+    ref_open: str
+    ref_close: str
+    box_open: str
+    box_close: str
+    separators: tuple[str, str, str] = (",", "),(", ",")
+    number_format: str = "%d"
+    names_labels: bool = True
+
+    def _ref(self, label: str) -> str:
+        return f"{self.ref_open}{label}{self.ref_close}"
+
+    def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
+        closed = "" if previous is None else f"){self.box_close}"
+        if following is None:
+            return closed
+        return closed + ("" if following == previous else self._ref(following)) + f"{self.box_open}("
+
+    def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
+        named = self._ref(label) if label else ""
+        return [f"{named}{self.box_open}(", *[f"){self.box_close}{self.box_open}("] * (num_boxes - 1), f"){self.box_close}"]
+
+    @property
+    def _group(self) -> str:
+        box = rf"{re.escape(self.box_open)}\((\d+),(\d+)\),\((\d+),(\d+)\){re.escape(self.box_close)}"
+        label = rf"(?:{re.escape(self.ref_open)}(?P<label>.*?){re.escape(self.ref_close)})?"
+        return label + box
+
+    def parse_answer(self, text: str) -> list[TextBox] | None:
+        if not re.fullmatch(f"(?:{re.sub('P<label>', ':', self._group)})+", text, re.DOTALL) or not text.startswith(self.ref_open):
+            return None
+        return self.find_boxes(text)
+
+    def find_boxes(self, text: str) -> list[TextBox]:
+        boxes: list[TextBox] = []
+        label: str | None = None
+        end = 0
+        for match in re.finditer(self._group, text, re.DOTALL):
+            if match["label"] is not None:
+                label = match["label"]
+            elif match.start() != end:
+                label = None  # a box apart from the last one is not of its label
+            numbers = [int(group) for group in match.groups()[1:]]
+            boxes.append(TextBox((numbers[0], numbers[1], numbers[2], numbers[3]), label))
+            end = match.end()
+        return boxes
+
+
+_BRACKETS = re.compile(r"\[\[(\d{3},\d{3},\d{3},\d{3}(?:;\d{3},\d{3},\d{3},\d{3})*)\]\]")
+
+
+@dataclass(frozen=True)
+class BracketBoxText:
+    """[[x0,y0,x1,y1;x0,y0,x1,y1]], three digits each (CogVLM). A label stands before its brackets where an answer has several."""
+
+    separators: tuple[str, str, str] = (",", ",", ",")
+    number_format: str = "%03d"
+    names_labels: bool = False
+
+    def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
+        if previous is not None and previous == following:
+            return ";"
+        closed = "" if previous is None else "]]"
+        if following is None:
+            return closed
+        named = f"{following} " if several_labels else ""
+        return f"{closed}{', ' if closed else ''}{named}[["
+
+    def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
+        return [f"{label} [[" if label else "[[", *[";"] * (num_boxes - 1), "]]"]
+
+    def parse_answer(self, text: str) -> list[TextBox] | None:
+        if _BRACKETS.fullmatch(text):
+            return self.find_boxes(text)
+        pairs = re.split(r"(?<=\]\]), ", text)
+        boxes: list[TextBox] = []
+        for pair in pairs:
+            match = re.fullmatch(rf"(.+?) ({_BRACKETS.pattern})", pair, re.DOTALL)
+            if match is None:
+                return None
+            boxes += [TextBox(box.values, match[1]) for box in self.find_boxes(match[2])]
+        return boxes
+
+    def find_boxes(self, text: str) -> list[TextBox]:
+        boxes = []
+        for match in _BRACKETS.finditer(text):
+            for numbers in match[1].split(";"):
+                x0, y0, x1, y1 = (int(number) for number in numbers.split(","))
+                boxes.append(TextBox((x0, y0, x1, y1), None))
+        return boxes
+
+
+def render(gaps: Sequence[str], values: Sequence[Sequence[int]], box_text: BoxText) -> str:
+    """The text of gaps (n + 1) and boxes (n, 4) in model units: the slow, obvious form of what `pipelines.compose` does in columns."""
+    first, second, third = box_text.separators
+    pieces = [gaps[0]]
+    for box, gap in zip(values, gaps[1:], strict=True):
+        x0, y0, x1, y1 = (box_text.number_format % value for value in box)
+        pieces += [x0, first, y0, second, x1, third, y1, gap]
+    return "".join(pieces)

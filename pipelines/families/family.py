@@ -1,0 +1,80 @@
+"""What a model family must answer. A family is data: a resize rule, a coordinate grid, a box text, a chat template, prompts.
+
+How to add a family: one file in this folder that builds a `Family`, one line in `catalog.py`, one table of golden numbers in its test.
+Whoever writes `if family == ...` outside this folder has found a missing answer: move the question here.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from pipelines.families.box_text import BoxText, CoordinateGrid
+from pipelines.families.patches import ResizeRule
+from schemas.record import Language
+from schemas.workflow import TaskName
+
+PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
+"""Questions by task and language. `{label}` is the label, phrase or list of labels; `{box}` the place of a box (describe)."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """What stands around questions and answers. A conversation is
+
+        header + question + answer_open + answer + turn_close   then, for each further turn,
+        turn_open + question + answer_open + answer + turn_close
+
+    Control text is split at special tokens and encoded apart from questions and answers. Where the family encodes question and frame as one
+    string, the frame stands in `question_prefix` and `question_suffix` instead.
+    """
+
+    default_system: str | None
+    """System prompt where a dialogue brings none."""
+    header: Callable[[str | None, int], str]
+    """(system prompt, number of images) -> control text from the beginning to the first question, with those images in it."""
+    image_in_question: Callable[[int], str]
+    """Number of the image within the conversation, from 1 -> its control text inside a question."""
+    turn_open: str
+    answer_open: str
+    turn_close: str
+    image_token: str
+    """The special token that stands once for each image in stored ids and is expanded when a row is loaded."""
+    special_tokens: tuple[str, ...]
+    """Every special token that the template and the box text write; a tokenizer without one of them does not fit."""
+    question_prefix: str = ""
+    question_suffix: str = ""
+    extra_placeholders: int = 0
+    """Placeholders beyond the visual tokens (CogVLM's boi and eoi are features, not ids)."""
+    boundary_tokens: int = 2
+    """Tokens that open and close an image, whichever way they are made."""
+    one_question_per_image: bool = False
+    """True: every turn is a sequence of its own and pays for the image."""
+    supports_history: bool = True
+    """False: a question cannot refer to an earlier turn (CogVLM base)."""
+    max_images: int | None = None
+    """Images that one conversation can hold; None: any number."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family's conventions."""
+
+    name: str
+    title: str
+    """The name that people know, with the checkpoints it covers."""
+    upstream: str
+    """The code that these conventions were checked against."""
+    resize: ResizeRule
+    grid: CoordinateGrid
+    box_text: BoxText
+    chat: ChatTemplate
+    prompts: PromptBank
+    not_found: Mapping[Language, str]
+    """The reply when nothing matches; may name `{label}`."""
+    max_sequence: int
+    """Longest sequence the published checkpoints take, in tokens."""
+    published_special_ids: Mapping[str, int] = field(default_factory=dict)
+    """Ids of special tokens in the published tokenizers, where known: a tokenizer that differs is reported, not refused."""
+    image_normalisation: str = "clip"
+    """"clip" (CLIP's mean and standard deviation) or "half" (0.5 and 0.5)."""
+    notes: str = ""
+    """What a user should know before choosing this family."""

@@ -20,14 +20,18 @@ import polars as pl
 import pyarrow as pa
 
 from pipelines import storage
-from pipelines.json_blocks import BadElement, Block, read_arrays
+from pipelines.json_blocks import BadElement, Block, decode_element, element_spans, read_arrays
 from schemas.errors import AnnotationError
 from schemas.record import Rejected
 
 ANNOTATIONS_PER_RUN = 1_000_000
 INDEX_NAME = "index.json"
-MAX_DANGLING_LISTED = 10_000
+MAX_LISTED = 10_000
+"""Rows that are rejected one by one; more of them are counted in a note, for a file may hold ten million."""
+KEYS_WINDOW_BYTES = 64 << 10
 Id = int | str
+Flag = bool | int | float | None
+"""0 or 1 by the format; exporters also write true, 1.0 and null."""
 
 BROKEN_IMAGE = "broken_image_entry"
 BROKEN_ANNOTATION = "broken_annotation"
@@ -42,8 +46,13 @@ class CocoImage(msgspec.Struct, gc=False):
     width: float | None = None
     height: float | None = None
     coco_url: str = ""
-    neg_category_ids: list[int] = []
-    not_exhaustive_category_ids: list[int] = []
+    neg_category_ids: list[Id] = []
+    not_exhaustive_category_ids: list[Id] = []
+
+
+def image_path(image: CocoImage) -> str:
+    """The file name, or the folder and name at the end of coco_url; "" where there is neither."""
+    return image.file_name or "/".join(image.coco_url.split("/")[-2:])
 
 
 class CocoCategory(msgspec.Struct, gc=False):
@@ -59,17 +68,20 @@ class CocoAnnotation(msgspec.Struct, gc=False):
     image_id: Id
     category_id: Id
     bbox: tuple[float, float, float, float]
-    id: Id = -1
-    iscrowd: int = 0
-    ignore: int = 0
+    id: Id = ""
+    iscrowd: Flag = 0
+    ignore: Flag = 0
 
 
 class _AnnotationKeys(msgspec.Struct):
     """What can still be read of a broken annotation."""
 
-    image_id: Id
-    category_id: Id
-    id: Id = -1
+    image_id: Any = None
+    category_id: Any = None
+    id: Any = None
+
+
+_KEYS_DECODER = msgspec.json.Decoder(list[_AnnotationKeys])
 
 
 class CocoCaption(msgspec.Struct, gc=False):
@@ -90,6 +102,8 @@ class CocoIndex(msgspec.Struct):
     caption_runs: list[str]
     duplicate_images: list[int]
     """Image numbers whose id stood before."""
+    is_exhaustive: bool = True
+    """False: an annotation could not be read at all, so any image may hold one object more, and no label is verified absent."""
 
 
 @dataclass
@@ -97,17 +111,52 @@ class Problems:
     """What is wrong with rows of the file, found while indexing."""
 
     rejected: list[Rejected] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
+    num_unlisted: dict[tuple[str, str], int] = field(default_factory=dict)
+    """(file, reason) -> how many rows beyond `MAX_LISTED`."""
+    num_lost_captions: int = 0
+    num_unplaced: int = 0
+    """Annotations of which not even the image can be read."""
 
     def bad(self, reason: str, source: str, element: BadElement, expected: str) -> None:
-        self.rejected.append(
-            Rejected(reason, f"{source}, byte {element.offset}", f"found {element.error}, expected {expected}", "", element.text)
-        )
+        if self._has_room(source, reason, 1):
+            self.rejected.append(
+                Rejected(reason, f"{source}, byte {element.offset}", f"found {element.error}, expected {expected}", "", element.text)
+            )
+
+    def dangling(self, source: str, frame: pl.DataFrame) -> None:
+        """Annotations (id, image_id) of images that are not in the file."""
+        room = self._has_room(source, UNKNOWN_IMAGE, frame.height)
+        for annotation, image in frame.select("id", pl.col("image_id").cast(pl.String)).head(room).iter_rows():
+            name = annotation_name(annotation)
+            detail = f"found image_id {image}, expected the id of an image"
+            self.rejected.append(Rejected(UNKNOWN_IMAGE, f"{source}, {name}", detail, name))
+
+    def _has_room(self, source: str, reason: str, count: int) -> int:
+        """How many of these rows may still be listed; the others are counted."""
+        room = min(max(MAX_LISTED - len(self.rejected), 0), count)
+        if room < count:
+            self.num_unlisted[source, reason] = self.num_unlisted.get((source, reason), 0) + count - room
+        return room
+
+    def notes(self) -> list[str]:
+        notes = [f"{source}: {count} more rows rejected as {reason}" for (source, reason), count in self.num_unlisted.items()]
+        if self.num_lost_captions:
+            notes.append(f"{self.num_lost_captions} captions belong to images that are not among the images")
+        if self.num_unplaced:
+            notes.append(
+                f"{self.num_unplaced} annotations cannot be read at all, so that any image may hold an object without a box: no category "
+                "is taken as absent"
+            )
+        return notes
+
+
+def annotation_name(annotation_id: str) -> str:
+    return f"annotation {annotation_id}" if annotation_id else "annotation without id"
 
 
 def _id_series(name: str, values: list[Id]) -> pl.Series:
-    """Ids as Int64, or as text where any is text."""
-    if all(type(value) is int for value in values):
+    """Ids as Int64, or as text where any is text or needs more than 64 bits (unsigned hashes)."""
+    if all(type(value) is int and -(2**63) <= value < 2**63 for value in values):
         return pl.Series(name, values, dtype=pl.Int64)
     return pl.Series(name, [str(value) for value in values], dtype=pl.String)
 
@@ -127,8 +176,8 @@ class _Images:
             pa.field("file_name", pa.string()),
             pa.field("width", pa.float64()),
             pa.field("height", pa.float64()),
-            pa.field("negative", pa.list_(pa.int64())),
-            pa.field("not_exhaustive", pa.list_(pa.int64())),
+            pa.field("negative", pa.list_(pa.string())),
+            pa.field("not_exhaustive", pa.list_(pa.string())),
         ]
     )
 
@@ -140,14 +189,13 @@ class _Images:
         if not images:
             return
         self._ids.append(_id_series("image_id", [image.id for image in images]))
-        names = [image.file_name or "/".join(image.coco_url.split("/")[-2:]) for image in images]
         columns = [
             pa.array([str(image.id) for image in images]),
-            pa.array(names, pa.string()),
+            pa.array([image_path(image) for image in images], pa.string()),
             pa.array([image.width for image in images], pa.float64()),
             pa.array([image.height for image in images], pa.float64()),
-            pa.array([image.neg_category_ids for image in images], pa.list_(pa.int64())),
-            pa.array([image.not_exhaustive_category_ids for image in images], pa.list_(pa.int64())),
+            pa.array([list(map(str, image.neg_category_ids)) for image in images], pa.list_(pa.string())),
+            pa.array([list(map(str, image.not_exhaustive_category_ids)) for image in images], pa.list_(pa.string())),
         ]
         self._writer.write_batch(pa.record_batch(columns, schema=self.SCHEMA))
 
@@ -206,13 +254,17 @@ def build_index(path: str, captions_path: str | None, folder: Path, *, with_regi
     build = _Build(path, folder, with_regions=with_regions)
     for block in read_arrays(path, {"images": CocoImage, "annotations": build.annotation_type, "categories": CocoCategory}):
         build.take(block)
-    build.check_keys()
+    check_keys(path, build.seen, ["images", "annotations", "categories"] if with_regions else ["images", "annotations"])
+    if with_regions:
+        check_categories(path, build.categories)
     if build.too_early:
         for block in read_arrays(path, {"annotations": build.annotation_type}):
             build.add_annotations(build.writer, block)
     build.writer.flush()
     if not build.num_images:
-        raise AnnotationError(path, found='an empty list "images"', expected="one image at least")
+        broken = build.problems.rejected[0] if build.problems.rejected else None
+        found = f'nothing readable in the list "images" ({broken.position}: {broken.detail})' if broken else 'an empty list "images"'
+        raise AnnotationError(path, found=found, expected="one image at least")
     names = build.writer.names
     index = CocoIndex(
         source_name=build.source,
@@ -221,6 +273,7 @@ def build_index(path: str, captions_path: str | None, folder: Path, *, with_regi
         annotation_runs=names if with_regions else [],
         caption_runs=names if not with_regions else [],
         duplicate_images=build.duplicates,
+        is_exhaustive=build.problems.num_unplaced == 0,
     )
     if captions_path is not None:
         index.caption_runs = _index_captions(captions_path, build)
@@ -264,48 +317,57 @@ class _Build:
     def take(self, block: Block[Any]) -> None:
         self.seen.add(block.key)
         if block.key == "images":
+            if self._writer is not None:
+                raise AnnotationError(self.path, found='the key "images" again', expected="it once", fix="Join the two lists.")
             self._images.add(block.items)
             for bad in block.bad:
                 self.problems.bad(BROKEN_IMAGE, self.source, bad, '{"id", "file_name", "width", "height"}')
         elif block.key == "categories":
-            self.categories += [(category.id, category.name) for category in block.items]
-            if block.bad:
-                bad = block.bad[0]
-                raise AnnotationError(f"{self.path}, byte {bad.offset}", found=bad.error, expected='a category {"id", "name"}')
-        elif "images" not in self.seen:
+            self.categories += read_categories(self.path, block)
+        elif self.too_early or "images" not in self.seen:
             self.too_early = True
         else:
             self.add_annotations(self.writer, block)
 
     def add_annotations(self, writer: "_RunWriter", block: Block[Any]) -> None:
-        _add_annotations(writer, block, self.source, self.problems, with_regions=self.with_regions)
+        _add_annotations(writer, block, self.path, self.problems, with_regions=self.with_regions)
 
-    def check_keys(self) -> None:
-        wanted = ["images", "annotations", "categories"] if self.with_regions else ["images", "annotations"]
-        if missing := [key for key in wanted if key not in self.seen]:
-            raise AnnotationError(
-                self.path,
-                found=f"no key {', '.join(map(repr, missing))}",
-                expected=f"a COCO file with {', '.join(wanted)}",
-                fix="Check `reader`.",
-            )
-        if self.with_regions and not self.categories:
-            raise AnnotationError(self.path, found='an empty list "categories"', expected="one category at least")
+
+def check_keys(path: str, seen: set[str], wanted: list[str]) -> None:
+    """Raises AnnotationError where a list is missing."""
+    if missing := [key for key in wanted if key not in seen]:
+        expected = f"a COCO file with {', '.join(wanted)}"
+        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix="Check `reader`.")
+
+
+def read_categories(path: str, block: Block[CocoCategory]) -> list[tuple[Id, str]]:
+    """(id, name) of a block. Raises AnnotationError: without its category, a thousand boxes have no label."""
+    expected = 'a category {"id", "name"}'
+    if block.bad:
+        raise AnnotationError(f"{path}, byte {block.bad[0].offset}", found=block.bad[0].error, expected=expected)
+    categories = [(category.id, category.name.strip()) for category in block.items]
+    for key, name in categories:
+        if not name:
+            raise AnnotationError(path, found=f"category {key} without a name", expected=expected)
+    return categories
+
+
+def check_categories(path: str, categories: list[tuple[Id, str]]) -> None:
+    """Raises AnnotationError where there are none, or where one id has two names: nobody knows which is meant."""
+    if not categories:
+        raise AnnotationError(path, found='an empty list "categories"', expected="one category at least")
+    names: dict[str, str] = {}
+    for key, name in categories:
+        if (first := names.setdefault(str(key), name)) != name:
+            raise AnnotationError(path, found=f"category {key} twice: {first!r} and {name!r}", expected="each id once", fix="Renumber one.")
 
 
 def _run_writer(folder: Path, source: str, image_ids: pl.DataFrame, problems: Problems, *, with_regions: bool) -> _RunWriter:
     def dangling(frame: pl.DataFrame) -> None:
-        room = MAX_DANGLING_LISTED - len(problems.rejected)
-        for entry in frame.head(max(room, 0)).to_dicts():
-            name = f"annotation {entry.get('id', entry['row'])}"
-            problems.rejected.append(
-                Rejected(UNKNOWN_IMAGE, f"{source}, {name}", f"found image_id {entry['image_id']}, expected the id of an image", name)
-            )
-        if frame.height > room:
-            problems.notes.append(f"{source}: {frame.height - max(room, 0)} more annotations of images that are not in the file")
+        problems.dangling(source, frame.filter(~pl.col("broken")))  # a broken one was rejected as such
 
     def no_caption(frame: pl.DataFrame) -> None:
-        problems.notes.append(f"{source}: {frame.height} captions belong to images that are not among the images")
+        problems.num_lost_captions += frame.height
 
     return _RunWriter(folder / ("regions" if with_regions else "captions"), image_ids, dangling if with_regions else no_caption)
 
@@ -316,32 +378,62 @@ def _index_captions(path: str, build: _Build) -> list[str]:
     seen = False
     for block in read_arrays(path, {"annotations": CocoCaption}):
         seen = True
-        _add_annotations(writer, block, source, build.problems, with_regions=False)
+        _add_annotations(writer, block, path, build.problems, with_regions=False)
     if not seen:
         raise AnnotationError(path, found="no key 'annotations'", expected="a COCO captions file")
     writer.flush()
     return writer.names
 
 
-def _add_annotations(writer: _RunWriter, block: Block[Any], source: str, problems: Problems, *, with_regions: bool) -> None:
+def _add_annotations(writer: _RunWriter, block: Block[Any], path: str, problems: Problems, *, with_regions: bool) -> None:
+    source = path.rpartition("/")[2]
     if block.items:
-        writer.add(_region_frame(block.items) if with_regions else _caption_frame(block.items))
+        writer.add(region_frame(block.items) if with_regions else _caption_frame(block.items))
     for bad in block.bad:
         expected = '{"image_id", "category_id", "bbox": [x, y, width, height]}' if with_regions else '{"image_id", "caption"}'
         problems.bad(BROKEN_ANNOTATION, source, bad, expected)
-        if with_regions and (keys := _keys_of(bad)):
-            # Its box cannot be read, but its label is now incomplete in that image: the row says so.
-            writer.add(_region_frame([CocoAnnotation(keys.image_id, keys.category_id, (0.0, 0.0, 0.0, 0.0), keys.id)], broken=True))
+        if with_regions:
+            if annotation := broken_annotation(path, bad):
+                # Its box cannot be read, but its label is now incomplete in that image: the row says so.
+                writer.add(region_frame([annotation], broken=True))
+            else:
+                problems.num_unplaced += 1
 
 
-def _keys_of(bad: BadElement) -> _AnnotationKeys | None:
+def broken_annotation(path: str, bad: BadElement) -> CocoAnnotation | None:
+    """What can still be read of a bad element: its image, and its id and category ("" where not); None where not even the image can."""
+    keys = _keys_of(bad.text) or _keys_of(_read_element(path, bad.offset))
+    if keys is None or (image_id := _readable_id(keys.image_id)) is None:
+        return None
+    category, annotation = _readable_id(keys.category_id), _readable_id(keys.id)
+    return CocoAnnotation(image_id, "" if category is None else category, (0.0,) * 4, "" if annotation is None else annotation)
+
+
+def _keys_of(text: str) -> _AnnotationKeys | None:
     try:
-        return msgspec.json.decode(bad.text, type=_AnnotationKeys)
+        return decode_element(text.encode(), _KEYS_DECODER)[0]
     except msgspec.DecodeError:
         return None
 
 
-def _region_frame(annotations: list[CocoAnnotation], *, broken: bool = False) -> pl.DataFrame:
+def _read_element(path: str, offset: int) -> str:
+    """The whole element that starts at this byte. A BadElement keeps only its beginning, and COCO writes the ids behind a long polygon."""
+    with storage.open_input(path) as stream:
+        stream.seek(offset)
+        window: bytes = stream.read(KEYS_WINDOW_BYTES)
+        while not (spans := element_spans(window)[0]) and (more := stream.read(len(window))):
+            window += more
+    return (window[slice(*spans[0])] if spans else window).decode(errors="replace")
+
+
+def _readable_id(value: object) -> Id | None:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
+
+
+def region_frame(annotations: list[CocoAnnotation], *, broken: bool = False) -> pl.DataFrame:
+    """One row per annotation. broken: its box could not be read, and is 0."""
     boxes = np.fromiter(chain.from_iterable([item.bbox for item in annotations]), np.float64, 4 * len(annotations)).reshape(-1, 4)
     return pl.DataFrame(
         {
@@ -352,8 +444,8 @@ def _region_frame(annotations: list[CocoAnnotation], *, broken: bool = False) ->
             "y": boxes[:, 1],
             "width": boxes[:, 2],
             "height": boxes[:, 3],
-            "iscrowd": pl.Series([item.iscrowd != 0 for item in annotations], dtype=pl.Boolean),
-            "ignore": pl.Series([item.ignore != 0 for item in annotations], dtype=pl.Boolean),
+            "iscrowd": pl.Series([bool(item.iscrowd) for item in annotations], dtype=pl.Boolean),
+            "ignore": pl.Series([bool(item.ignore) for item in annotations], dtype=pl.Boolean),
             "broken": pl.Series([broken] * len(annotations), dtype=pl.Boolean),
         }
     )

@@ -1,5 +1,6 @@
 """From a COCO index to records: the images of a unit with their regions and captions, and the checks that COCO's readers share."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ import pyarrow as pa
 import xxhash
 
 from pipelines import storage
-from pipelines.coco_index import INDEX_NAME, CocoIndex, build_index
+from pipelines.coco_index import INDEX_NAME, CocoIndex, annotation_name, build_index
 from pipelines.readers.reader import SourcePlan, Unit
 from schemas.record import ImageRef, Region, Rejected
 
@@ -34,8 +35,8 @@ class IndexedImage:
     file_name: str
     width: float | None
     height: float | None
-    negative: list[int]
-    not_exhaustive: list[int]
+    negative: list[str]
+    not_exhaustive: list[str]
     regions: list[RegionRow]
     captions: list[str]
 
@@ -103,7 +104,7 @@ def plan_index(path: str, captions_path: str | None, work_dir: Path, records_per
         fingerprint=fingerprint,
         units=tuple(Unit(index_path, start, min(start + records_per_unit, index.num_images)) for start in starts),
         num_records=index.num_images + len(problems.rejected),
-        notes=tuple(problems.notes),
+        notes=tuple(problems.notes()),
         rejected=tuple(problems.rejected),
     )
 
@@ -120,32 +121,38 @@ def refused_image(index: CocoIndex, entry: IndexedImage, duplicates: set[int]) -
 
 
 def image_ref(entry: IndexedImage) -> ImageRef:
-    width, height = entry.width, entry.height
-    return ImageRef(entry.file_name, int(width) if width else None, int(height) if height else None)
+    return ImageRef(entry.file_name, declared_pixels(entry.width), declared_pixels(entry.height))
+
+
+def declared_pixels(number: float | None) -> int | None:
+    """A declared width or height; None where it says nothing (0, -1 and NaN stand for "unknown" in some exports)."""
+    return int(number) if number is not None and math.isfinite(number) and number >= 1 else None
 
 
 def regions_of(entry: IndexedImage, labels: dict[str, str]) -> tuple[Region, ...]:
     """The readable regions of known categories."""
     return tuple(
-        Region((x, y, x + width, y + height), labels[category], is_crowd=crowd, is_difficult=ignore, region_id=f"annotation {annotation}")
+        Region((x, y, x + width, y + height), labels[category], is_crowd=crowd, is_difficult=ignore, region_id=annotation_name(annotation))
         for annotation, category, x, y, width, height, crowd, ignore, broken in entry.regions
         if not broken and category in labels
     )
 
 
 def broken_labels(entry: IndexedImage, labels: dict[str, str]) -> tuple[str, ...]:
-    """Labels with an annotation that cannot be read: not exhaustive in this image."""
-    return tuple(labels[row[1]] for row in entry.regions if row[-1] and row[1] in labels)
+    """Labels with an annotation that cannot be read: neither exhaustive nor absent in this image. All of them, where one lacks even its
+    category."""
+    broken = {row[1] for row in entry.regions if row[-1]}
+    return tuple(dict.fromkeys(label for category, label in labels.items() if category in broken or "" in broken)) if broken else ()
 
 
 def unknown_categories(index: CocoIndex, entry: IndexedImage, labels: dict[str, str]) -> Iterator[Rejected]:
-    """Annotations whose category the file does not list."""
-    for annotation, category, *_ in entry.regions:
-        if category not in labels:
+    """Readable annotations whose category the file does not list."""
+    for annotation, category, *_, broken in entry.regions:
+        if category not in labels and not broken:
             known = ", ".join(list(labels)[:10]) + (", ..." if len(labels) > 10 else "")
             yield Rejected(
                 UNKNOWN_CATEGORY,
-                f"{index.source_name}, annotation {annotation}",
+                f"{index.source_name}, {annotation_name(annotation)}, image {entry.image_id}",
                 f"found category_id {category}, expected one of the {len(labels)} in the file ({known})",
-                f"annotation {annotation}",
+                annotation_name(annotation),
             )

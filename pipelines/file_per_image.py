@@ -19,12 +19,11 @@ import msgspec
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from pipelines.readers.reader import Unit
+from pipelines.readers.reader import Refused, Unit
 from pipelines.storage import atomic_write, fingerprint_listing, is_uri, join, list_files, local_path, read_bytes, resolve
 from schemas.errors import AnnotationError
 from schemas.record import Record, Rejected
 
-COMMON_KEYS = frozenset({"reader", "annotations", "images", "split", "source", "language"})
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jfif", ".mpo", ".jp2", ".avif", ".heic")
 ROWS_PER_BATCH = 4096
 SOURCE_TEXT_CHARS = 2000
@@ -33,15 +32,6 @@ UTF8_BOM = b"\xef\xbb\xbf"
 _SCHEMA = pa.schema([("record_id", pa.string()), ("annotation", pa.string()), ("image", pa.string())])
 
 Settings = TypeVar("Settings", bound=msgspec.Struct)
-
-
-class Refused(Exception):
-    """One annotation file that cannot be understood: a reason to count it under, and what was found and expected."""
-
-    def __init__(self, reason: str, detail: str) -> None:
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
 
 
 class ListedFile(msgspec.Struct, frozen=True, gc=False):

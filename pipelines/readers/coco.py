@@ -5,11 +5,15 @@
 | structure  | images [id, file_name, width, height], annotations [image_id, category_id, bbox, iscrowd], categories    |
 | bbox       | [x, y, width, height], absolute pixels, float, 0-based                                                   |
 | vocabulary | closed: every category is annotated in every image, unless `exhaustive: false`                           |
+| sizes      | width, height in pixels; None where missing, 0 or NaN                                                    |
 
-Traps and what is done: category ids are sparse (looked up, never counted) · crowd regions are RLE, one box around many (flagged) ·
-`ignore` (flagged difficult) · user-made files lack width, height, segmentation or area (optional) · an annotation of an unknown category
-or image, or one that cannot be read (rejected alone; its label counts as incomplete in its image) · duplicate image ids (the first
-stays) · NaN, which Python's json writes (read; a later rule drops the box) · files of many gigabytes (`pipelines.coco_index`).
+Traps and what is done: category ids are sparse (looked up, never counted) · ids are numbers here and text there (7 and "7" are one id) ·
+crowd regions are RLE, one box around many (flagged) · `ignore` (flagged difficult) · flags as true, 1.0 or null (read) · user-made files
+lack width, height, segmentation, area or ids (optional) · an annotation of an unknown category or image (rejected alone) · an annotation
+that cannot be read (rejected alone; its label counts neither as complete nor as absent in its image; where not even the image can be
+read, nothing is taken as absent in the whole file) · duplicate image ids (the first stays) · one category id with two names (an error:
+nobody knows which is meant) · NaN, which Python's json writes (read; a later rule drops the box) · files of many gigabytes
+(`pipelines.coco_index`).
 """
 
 from collections.abc import Iterator
@@ -33,21 +37,23 @@ class CocoReader:
     def read(self, config: SourceConfig, unit: Unit) -> Iterator[Record | Rejected]:
         index = read_index(unit.path)
         labels = {str(key): name for key, name in index.categories}
-        vocabulary = tuple(sorted(labels.values())) if config.exhaustive in (None, True) else ()
+        is_closed = config.exhaustive is not False and index.is_exhaustive
+        vocabulary = tuple(sorted(set(labels.values()))) if is_closed else ()
         duplicates = set(index.duplicate_images)
         for entry in images_of(unit.path, index, unit.start, unit.stop):
             yield from unknown_categories(index, entry, labels)
             if rejected := refused_image(index, entry, duplicates):
                 yield rejected
                 continue
+            broken = broken_labels(entry, labels)
             yield Record(
                 record_id=entry.image_id,
                 position=f"{index.source_name}, image {entry.image_id}",
                 images=(image_ref(entry),),
                 regions=regions_of(entry, labels),
                 captions=tuple(entry.captions),
-                vocabulary=vocabulary,
-                not_exhaustive=broken_labels(entry, labels),
+                vocabulary=tuple(label for label in vocabulary if label not in broken) if broken else vocabulary,
+                not_exhaustive=broken,
                 language=config.language,
                 split=config.split,
             )

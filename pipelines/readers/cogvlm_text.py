@@ -32,10 +32,8 @@ import msgspec
 from pipelines.marked_text import (
     BOX_OUT_OF_RANGE,
     MALFORMED_BOX,
-    ROW_KEYS,
     Marks,
     Place,
-    Refused,
     boxes_of,
     compile_forms,
     image_refs,
@@ -45,7 +43,7 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from schemas.record import PER_MILLE, Part, Record, Rejected
 from schemas.workflow import SourceConfig
 
@@ -53,7 +51,7 @@ MISSING_TEXT = "missing_text"
 BOX_NOT_XYXY = "box_not_xyxy"
 
 # Whatever looks like numbers in double brackets; what it is, is found out then.
-_PATTERN = compile_forms(candidate=r"\[\[(?=[^\[\]]*[0-9]\s*[,;])[-+.,;\s0-9\[\]]*?\]\]")
+_PATTERN = compile_forms(starts="[", candidate=r"\[\[(?=[^\[\]]*[0-9]\s*[,;])[-+.,;\s0-9\[\]]*?\]\]")
 _FOUR = number_list(4, "[0-9]+")
 _BOXES = re.compile(rf"\[\[{_FOUR}(?:;{_FOUR})*+\]\]")
 
@@ -69,7 +67,7 @@ class _Row(msgspec.Struct):
 
 class CogvlmTextReader:
     name = "cogvlm_text"
-    uses = ROW_KEYS
+    uses = COMMON_KEYS
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
         return plan_rows(config, records_per_unit)

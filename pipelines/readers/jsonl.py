@@ -39,10 +39,8 @@ from pipelines.marked_text import (
     BAD_IMAGE_PATH,
     BOX_SPACE_KEYS,
     MALFORMED_BOX,
-    ROW_KEYS,
     Marks,
     Place,
-    Refused,
     compile_forms,
     image_refs,
     make_turn,
@@ -51,14 +49,14 @@ from pipelines.marked_text import (
     space_of_kind,
     split_text,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from schemas.record import Box, BoxMark, BoxSpaceKind, DialogueTurn, ImageRef, Part, Record, Region, Rejected
 from schemas.workflow import SourceConfig
 
 UNKNOWN_IMAGE = "unknown_image"
 UNKNOWN_REGION = "unknown_region"
 
-_PATTERN = compile_forms("image", box=r"<box:[0-9]+(?:,[0-9]+)*+(?:\|[^>]*+)?>", stray_box=r"<box:")
+_PATTERN = compile_forms("image", starts="<", box=r"<box:[0-9]+(?:,[0-9]+)*+(?:\|[^>]*+)?>", stray_box=r"<box:")
 
 _Pixels = Annotated[int, msgspec.Meta(gt=0)]
 _Index = Annotated[int, msgspec.Meta(ge=0)]
@@ -103,7 +101,7 @@ class _Row(msgspec.Struct, forbid_unknown_fields=True):
 
 class JsonlReader:
     name = "jsonl"
-    uses = ROW_KEYS | BOX_SPACE_KEYS
+    uses = COMMON_KEYS | BOX_SPACE_KEYS
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
         return plan_rows(config, records_per_unit)

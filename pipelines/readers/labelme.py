@@ -40,10 +40,8 @@ from pathlib import Path
 import msgspec
 
 from pipelines.file_per_image import (
-    COMMON_KEYS,
     UTF8_BOM,
     ListedFile,
-    Refused,
     list_annotations,
     read_file,
     read_records,
@@ -51,7 +49,7 @@ from pipelines.file_per_image import (
     relative_path,
     write_listing,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from pipelines.storage import is_uri, join
 from schemas.record import Box, ImageRef, Record, Region, Rejected
 from schemas.workflow import SourceConfig

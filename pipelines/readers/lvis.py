@@ -39,15 +39,17 @@ class LvisReader:
             if rejected := refused_image(index, entry, duplicates):
                 yield rejected
                 continue
-            open_labels = [labels[str(key)] for key in entry.not_exhaustive if str(key) in labels]
+            broken = broken_labels(entry, labels)
+            open_labels = [labels[key] for key in entry.not_exhaustive if key in labels]
+            absent = [labels[key] for key in entry.negative if key in labels]
             yield Record(
                 record_id=entry.image_id,
                 position=f"{index.source_name}, image {entry.image_id}",
                 images=(image_ref(entry),),
                 regions=regions_of(entry, labels),
                 captions=tuple(entry.captions),
-                absent=tuple(labels[str(key)] for key in entry.negative if str(key) in labels),
-                not_exhaustive=(*open_labels, *broken_labels(entry, labels)),
+                absent=tuple(label for label in absent if label not in broken),
+                not_exhaustive=(*open_labels, *broken),
                 language=config.language,
                 split=config.split,
             )

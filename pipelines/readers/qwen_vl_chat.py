@@ -32,11 +32,9 @@ import msgspec
 
 from pipelines.marked_text import (
     CONVERSATION_KEYS,
-    ROW_KEYS,
     Marks,
     Message,
     Place,
-    Refused,
     compile_forms,
     image_refs,
     pair_turns,
@@ -44,14 +42,14 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from schemas.record import PER_MILLE, Part, Record, Rejected
 from schemas.workflow import SourceConfig
 
 PICTURE_NUMBER = "picture_number"
 
 # The Int4 checkpoint's copy of the tokenizer writes no blank after the colon.
-_PATTERN = compile_forms("ref", "ref_only", "stray_ref", picture=r"Picture [0-9]+: ?<img>.*?</img>\n?|<img>.*?</img>")
+_PATTERN = compile_forms("ref", "ref_only", "stray_ref", starts="<P", picture=r"Picture [0-9]+: ?<img>.*?</img>\n?|<img>.*?</img>")
 _PICTURE = re.compile(r"(?:Picture ([0-9]+): ?)?<img>(.*?)</img>", re.DOTALL)
 
 
@@ -62,7 +60,7 @@ class _Row(msgspec.Struct):
 
 class QwenVlChatReader:
     name = "qwen_vl_chat"
-    uses = ROW_KEYS
+    uses = COMMON_KEYS
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
         return plan_rows(config, records_per_unit)

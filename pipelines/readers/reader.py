@@ -21,6 +21,15 @@ COMMON_KEYS = frozenset({"reader", "annotations", "images", "split", "source", "
 """The keys of SourceConfig that every format uses."""
 
 
+class Refused(Exception):
+    """A part of a source that cannot be understood. Caught within the reader, which yields it as `Rejected`; never leaves it."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 @dataclass(frozen=True)
 class Unit:
     """A piece of the input that becomes one shard."""

@@ -33,13 +33,11 @@ import msgspec
 from pipelines.marked_text import (
     BOX_SPACE_KEYS,
     CONVERSATION_KEYS,
-    ROW_KEYS,
     UNSUPPORTED_MEDIA,
     UNTRAINED_ANSWER,
     Marks,
     Message,
     Place,
-    Refused,
     compile_forms,
     declared_space,
     image_refs,
@@ -48,7 +46,7 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from schemas.record import PIXELS, Record, Rejected
 from schemas.workflow import SourceConfig
 
@@ -73,7 +71,7 @@ class _Row(msgspec.Struct):
 
 class ShareGptReader:
     name = "sharegpt"
-    uses = ROW_KEYS | BOX_SPACE_KEYS
+    uses = COMMON_KEYS | BOX_SPACE_KEYS
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
         return plan_rows(config, records_per_unit, _notes(config))

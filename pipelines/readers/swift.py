@@ -42,14 +42,12 @@ from pipelines.marked_text import (
     LIMITS,
     MALFORMED_BOX,
     POINT_NOT_BOX,
-    ROW_KEYS,
     UNREADABLE_ROW,
     UNSUPPORTED_MEDIA,
     UNTRAINED_ANSWER,
     Marks,
     Message,
     Place,
-    Refused,
     compile_forms,
     declared_space,
     image_refs,
@@ -58,7 +56,7 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from schemas.record import PIXELS, RELATIVE, Box, BoxMark, Part, Record, Rejected
 from schemas.workflow import SourceConfig
 
@@ -97,7 +95,7 @@ class _Row(msgspec.Struct):
 
 class SwiftReader:
     name = "ms_swift"
-    uses = ROW_KEYS | BOX_SPACE_KEYS
+    uses = COMMON_KEYS | BOX_SPACE_KEYS
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
         return plan_rows(config, records_per_unit)

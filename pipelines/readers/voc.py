@@ -38,9 +38,7 @@ from xml.etree import ElementTree
 import msgspec
 
 from pipelines.file_per_image import (
-    COMMON_KEYS,
     ListedFile,
-    Refused,
     image_stem,
     is_folder,
     list_annotations,
@@ -52,7 +50,7 @@ from pipelines.file_per_image import (
     relative_path,
     write_listing,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from pipelines.storage import join, list_files, read_bytes
 from schemas.errors import AnnotationError
 from schemas.record import Box, ImageRef, Record, Region, Rejected

@@ -36,10 +36,8 @@ import msgspec
 import yaml
 
 from pipelines.file_per_image import (
-    COMMON_KEYS,
     UTF8_BOM,
     ListedFile,
-    Refused,
     image_stem,
     is_file,
     is_folder,
@@ -51,7 +49,7 @@ from pipelines.file_per_image import (
     relative_path,
     write_listing,
 )
-from pipelines.readers.reader import SourcePlan, Unit
+from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from pipelines.storage import join, read_bytes
 from schemas.errors import AnnotationError
 from schemas.record import RELATIVE, Box, ImageRef, Record, Region, Rejected

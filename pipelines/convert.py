@@ -1,0 +1,341 @@
+"""`boxcar convert`: annotations -> shards. The wiring: units to tasks, tasks to files, files to a manifest.
+
+    reader.plan ──> units ──> Ray Data, one task each ──> rows, images, quarantine, commit     (or one process, `executor: inline`)
+                                                               └── all there? ──> manifest
+
+A unit is cut by the input alone, and its files are a pure function of it. So a task may run twice, on any node, after any crash: it writes
+the same bytes to the same names. The driver trusts only commits whose files have the hashes that they say, and writes the manifest last.
+"""
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import msgspec
+import polars as pl
+
+from pipelines import storage
+from pipelines.embed import embed_images
+from pipelines.encode import EmbeddedImages, Sized
+from pipelines.file_per_image import is_folder
+from pipelines.frame import build_frame
+from pipelines.readers.catalog import find_reader
+from pipelines.rules import References
+from pipelines.shards import open_rows, write_quarantine, write_rows
+from pipelines.unit import UnitConverter, header_reader
+from pipelines.workdir import SOURCE_KEYS, Commit, Run, SavedPlan, WorkDir, settings_of, stamps_of
+from schemas import manifest as manifests
+from schemas.errors import BoxcarError, ConfigError
+from schemas.manifest import Counts, FileEntry, Manifest, Rejections
+from schemas.row import ROW_SCHEMA
+from schemas.workflow import ConvertConfig, SourceConfig
+
+OnCommit = Callable[[Commit], None]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a caller is told while a conversion runs."""
+
+    planned: Callable[[int, int | None, list[Commit]], None]
+    """(number of units, number of records if known, units that an earlier run completed)."""
+    committed: OnCommit
+    """A unit is complete."""
+
+
+class _Job(msgspec.Struct):
+    """What a task needs to know; travels as JSON."""
+
+    config: dict[str, Any]
+    images_root: str
+    source: str
+
+
+def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
+    """Run a conversion to its end, or go on with one that stopped. True: it was complete already, and nothing was done.
+
+    Raises BoxcarError where something is wrong that the user can mend; what was done until then is kept.
+    """
+    reader = find_reader(config.reader)
+    _check_keys(config, reader.uses)
+    config_paths = resolve_paths(config)
+    frame = build_frame(config_paths)
+    work = WorkDir(config_paths.output)
+    stamps = stamps_of(config_paths)
+    run = Run(boxcar_version=version("boxcar-vl"), settings=settings_of(config), contract=frame.contract(), stamps=stamps or {})
+    work.open(run)
+    with work.lock():
+        unchanged = stamps is not None and work.saved_stamps == stamps
+        if work.manifest_path.exists() and unchanged:
+            return manifests.load(work.folder), True
+        plan = work.read_plan() if unchanged else None
+        if plan is None:
+            plan = _plan(config_paths, work, reader)
+        if work.manifest_path.exists():
+            return _finished(work, plan), True
+        commits = [work.read_commit(number) for number in range(len(plan.units))]
+        done = [commit for commit in commits if commit is not None]
+        progress.planned(len(plan.units), plan.num_records, done)
+        pending = [number for number, commit in enumerate(commits) if commit is None]
+        work.forget_attempts()
+        job = _Job(config_paths.model_dump(mode="json"), images_root(config_paths), source_name(config))
+        execute = _run_inline if config.executor == "inline" else _run_with_ray
+        for number in execute(job, pending, config.num_workers):
+            commit = work.read_commit(number)
+            if commit is not None:
+                commits[number] = commit
+                progress.committed(commit)
+        missing = [number for number, commit in enumerate(commits) if commit is None]
+        if missing:
+            raise BoxcarError(
+                str(work.folder),
+                found=f"{len(missing)} of {len(commits)} units without a result, the first is unit {missing[0]}",
+                expected="all of them",
+                fix="Run the same command again: only what is missing is done. If it fails again, a worker dies on it: is there memory for "
+                "records_per_shard records on each core?",
+            )
+        manifest = _manifest(run, plan, [commit for commit in commits if commit is not None], work, job)
+        with storage.atomic_write(work.manifest_path) as stream:
+            stream.write(manifests.dump(manifest))
+        work.finish()
+        return manifests.load(work.folder), False
+
+
+def _check_keys(config: ConvertConfig, uses: frozenset[str]) -> None:
+    """Refuse keys of the source that the format does not know: a forgotten key would be ignored in silence."""
+    for name, field in SourceConfig.model_fields.items():
+        if name not in uses and getattr(config, name) != field.default:
+            raise ConfigError(
+                f"convert.{name}",
+                found=f"{getattr(config, name)!r}",
+                expected=f"nothing: reader {config.reader!r} does not use this key",
+                fix=f"It uses: {', '.join(sorted(uses))}.",
+            )
+
+
+def resolve_paths(config: ConvertConfig) -> ConvertConfig:
+    """Local paths made absolute, so that tasks in other folders and on other nodes mean the same files."""
+    in_job_copy = "runtime_resources/working_dir_files" in str(Path.cwd())
+    changes: dict[str, str] = {}
+    for key in ("output", "images", "tokenizer", *SOURCE_KEYS):
+        path = getattr(config, key)
+        local = storage.local_path(path) if path else None
+        if local is None or (key == "tokenizer" and not Path(local).exists()):
+            continue
+        if key == "output" and in_job_copy and not os.path.isabs(local):
+            raise ConfigError(
+                "convert.output",
+                found=f"the relative path {path!r} inside a Ray job",
+                expected="an absolute path on a mount that all nodes share",
+                fix="A job runs in a temporary copy of the working directory: the shards would be lost with it.",
+            )
+        changes[key] = os.path.abspath(os.path.expanduser(local))
+    return config.model_copy(update=changes)
+
+
+def images_root(config: ConvertConfig) -> str:
+    """Where relative image paths start: `images`, else the folder of the annotations."""
+    if config.images:
+        return config.images
+    if is_folder(config.annotations):
+        return config.annotations
+    return config.annotations.rpartition("/")[0]
+
+
+def source_name(config: ConvertConfig) -> str:
+    """The source's name in sample ids."""
+    if config.source:
+        return config.source
+    path = PurePosixPath(config.annotations.rstrip("/"))
+    return path.stem if path.suffix else path.name
+
+
+def _plan(config: ConvertConfig, work: WorkDir, reader: Any) -> SavedPlan:
+    previous = work.read_plan()
+    made = reader.plan(config, work.clear_index(), config.records_per_shard)
+    if not made.units:
+        raise BoxcarError(config.annotations, found="no records", expected="one at least", fix="Check `annotations`, `reader` and `split`.")
+    plan = SavedPlan(
+        fingerprint=made.fingerprint,
+        units=[(unit.path, unit.start, unit.stop) for unit in made.units],
+        num_records=made.num_records,
+        notes=list(made.notes),
+        rejected=list(made.rejected),
+    )
+    if previous is not None and previous.fingerprint != plan.fingerprint:
+        raise BoxcarError(
+            config.annotations,
+            found="annotations that changed since the conversion into this folder began",
+            expected="the same annotations, to go on",
+            fix=f"Delete {work.folder} and convert anew, or choose another `output`.",
+        )
+    work.write_plan(plan)
+    return plan
+
+
+def _finished(work: WorkDir, plan: SavedPlan) -> Manifest:
+    manifest = manifests.load(work.folder)
+    work.finish()
+    if manifest.source_fingerprint != plan.fingerprint:
+        raise ConfigError(
+            str(work.folder),
+            found="a complete conversion of other annotations under the same settings",
+            expected="an empty folder",
+            fix="The annotations changed since: choose another `output`, or delete this folder.",
+        )
+    return manifest
+
+
+# --- one unit, in whichever process -------------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=2)
+def _converter(config_json: str, source: str) -> tuple[ConvertConfig, UnitConverter]:
+    """Kept per process: a tokenizer costs as much to load as thousands of samples to convert."""
+    config = ConvertConfig.model_validate_json(config_json)
+    return config, UnitConverter(config, build_frame(config), source)
+
+
+def convert_unit(job: _Job, number: int) -> None:
+    """Convert one unit: write its files, then its commit."""
+    config, converter = _converter(msgspec.json.encode(job.config).decode(), job.source)
+    work = WorkDir(config.output)
+    plan = work.read_plan()
+    assert plan is not None, "the driver writes the plan before it gives out units"
+    image_files: list[FileEntry] = []
+
+    def embed(references: References, sized: Sized, records: Sequence[int]) -> EmbeddedImages:
+        path = work.name("images", number, "arrow")
+        resized = config.image_storage == "embed_resized"
+        embedded, entry = embed_images(path, number, job.images_root, references, sized, records, resized=resized)
+        image_files.append(entry)
+        return embedded
+
+    items = find_reader(config.reader).read(config, plan.unit(number))
+    headers = header_reader(job.images_root, trust_sizes=config.trust_sizes)
+    result = converter.convert(items, headers, None if config.image_storage == "reference" else embed)
+    rows = write_rows(work.name("rows", number, "arrow"), result.table)
+    rejected = write_quarantine(work.name("rejected", number, "jsonl"), result.rejected) if result.rejected else None
+    images = image_files[0] if image_files else None
+    work.write_commit(Commit(number=number, rows=rows, images=images, rejected=rejected, counts=result.counts))
+
+
+def _run_inline(job: _Job, pending: Sequence[int], _num_workers: int | None) -> Iterator[int]:
+    for number in pending:
+        convert_unit(job, number)
+        yield number
+
+
+# --- Ray Data -----------------------------------------------------------------------------------------------------------------------------
+
+_WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
+"""A task has one core. None of these changes a result."""
+
+
+def _run_with_ray(job: _Job, pending: Sequence[int], num_workers: int | None) -> Iterator[int]:
+    """Every unit as one task of a Ray Data pipeline; yields numbers as they complete.
+
+    Ray Data's own checkpoints and writers are not used: they lose and repeat rows where a driver dies (measured with 2.60). Its tasks are,
+    with the commit of a unit as the only thing that is believed.
+    """
+    if not pending:
+        return
+    import ray  # noqa: PLC0415  (ten seconds to import and start: only where it is used)
+    import ray.data  # noqa: PLC0415
+
+    started_here = not ray.is_initialized()
+    if started_here:
+        # Attach to a cluster only where the environment says so (`ray job submit` does); else start one on this machine.
+        address = os.environ.get("RAY_ADDRESS") or "local"
+        ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # the caller shows progress and errors
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.max_errored_blocks = -1  # one unit's crash must not stop the others: the driver checks what is missing
+        context.print_on_execution_start = False
+        encoded = msgspec.json.encode(job)
+
+        def task(row: dict[str, Any]) -> dict[str, Any]:
+            number, task_job = int(row["item"]), msgspec.json.decode(encoded, type=_Job)
+            error = ""
+            with WorkDir(task_job.config["output"]).attempt(number) as allowed:
+                try:
+                    if allowed:
+                        convert_unit(task_job, number)
+                except BoxcarError as mistake:
+                    error = str(mistake)
+            return {"number": number, "error": error}
+
+        units = ray.data.from_items(list(pending), override_num_blocks=len(pending))
+        done = units.map(
+            task,
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
+            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
+        )
+        for row in done.iter_rows():
+            if row["error"]:
+                raise BoxcarError(
+                    f"unit {row['number']}", found=row["error"], expected="a unit that converts", fix="What was complete before is kept."
+                )
+            yield int(row["number"])
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+# --- the manifest -------------------------------------------------------------------------------------------------------------------------
+
+
+def _manifest(run: Run, plan: SavedPlan, commits: Sequence[Commit], work: WorkDir, job: _Job) -> Manifest:
+    counts = Counts()
+    quarantine = [commit.rejected for commit in commits if commit.rejected is not None]
+    if plan.rejected:
+        # Rows of the annotations that belong to no unit: dangling and unreadable ones.
+        counts.records_read += len(plan.rejected)
+        for entry in plan.rejected:
+            counts.records_rejected.setdefault(entry.reason, Rejections()).add(Rejections(1, [f"{entry.position}: {entry.detail}"]))
+        quarantine.insert(0, write_quarantine(work.folder / "rejected-plan.jsonl", plan.rejected))
+    for commit in commits:
+        counts.add(commit.counts)
+    _check_counts(counts)
+    shards = [commit.rows for commit in commits]
+    return Manifest(
+        boxcar_version=run.boxcar_version,
+        contract=run.contract,
+        settings=run.settings,
+        source_fingerprint=plan.fingerprint,
+        source_notes=plan.notes + _repeated_ids(work.folder, shards),
+        images_root=job.images_root,
+        sizes_trusted=bool(run.settings["trust_sizes"]),
+        shards=shards,
+        image_shards=[commit.images for commit in commits if commit.images is not None],
+        quarantine=quarantine,
+        counts=counts,
+    )
+
+
+def _check_counts(counts: Counts) -> None:
+    """Nothing is lost: what was read was written or rejected."""
+    assert counts.records_read == counts.records_written + counts.num_rejected, (
+        f"{counts.records_read} records read, {counts.records_written} written, {counts.num_rejected} rejected"
+    )
+
+
+def _repeated_ids(folder: Path, shards: Sequence[FileEntry]) -> list[str]:
+    """A note on sample ids that stand in several shards; within a unit the second is rejected."""
+    columns = [open_rows(folder / entry.name, ROW_SCHEMA).read_all()["sample_id"] for entry in shards if entry.num_rows]
+    if not columns:
+        return []
+    ids = pl.concat([pl.Series("sample_id", column, dtype=pl.String) for column in columns])
+    # 8 bytes an id: ten million ids are 80 MB. A collision could only add a note that names its examples.
+    repeated = ids.filter(ids.hash().is_duplicated()).unique(maintain_order=True)
+    if not len(repeated):
+        return []
+    return [f"{len(repeated)} sample ids stand in more than one shard, such as {', '.join(map(repr, repeated[:3].to_list()))}"]

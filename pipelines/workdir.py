@@ -1,0 +1,246 @@
+"""The output folder of a conversion: what is in it, what may be written into it, and where a stopped run goes on.
+
+output/
+  rows-00000.arrow  images-00000.arrow  rejected-00000.jsonl     one of each for a unit, as there is need
+  manifest.json                                                  last: its presence means complete
+  .boxcar/run.json          whose folder this is: settings, contract, source
+  .boxcar/plan.json         the units                            } removed when the
+  .boxcar/index/            what the reader prepared             } conversion is complete
+  .boxcar/units/00000.json  commit of a unit: files, hashes, counts
+"""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import xxhash
+
+from pipelines import storage
+from pipelines.readers.reader import Unit
+from pipelines.shards import check_file
+from schemas.contract import FrameContract
+from schemas.errors import BoxcarError, ConfigError
+from schemas.manifest import MANIFEST_NAME, Counts, FileEntry
+from schemas.record import Rejected
+from schemas.workflow import ConvertConfig
+
+STATE_FOLDER = ".boxcar"
+MAX_ATTEMPTS = 3
+SOURCE_KEYS = ("annotations", "captions", "instances", "classes")
+NOT_IN_OUTPUT = ("output", "executor", "num_workers")
+"""Settings that cannot change a byte of the output."""
+
+
+class Run(msgspec.Struct, kw_only=True):
+    """Whose folder this is. A later run with another key is refused."""
+
+    boxcar_version: str
+    settings: dict[str, Any]
+    contract: FrameContract
+    stamps: dict[str, tuple[int, int]]
+    """(bytes, mtime in ns) of each annotation file that is a local file: unchanged stamps save reading them again."""
+
+    @property
+    def key(self) -> str:
+        """What must be equal to go on with a stopped run."""
+        parts = [self.boxcar_version, self.settings, self.contract]
+        return xxhash.xxh3_128_hexdigest(msgspec.json.encode(parts, order="sorted"))
+
+
+class SavedPlan(msgspec.Struct, kw_only=True):
+    """A reader's plan, as written."""
+
+    fingerprint: str
+    units: list[tuple[str, int, int]]
+    num_records: int | None
+    notes: list[str]
+    rejected: list[Rejected]
+
+    def unit(self, number: int) -> Unit:
+        return Unit(*self.units[number])
+
+
+class Commit(msgspec.Struct, kw_only=True):
+    """A unit whose files are complete."""
+
+    number: int
+    rows: FileEntry
+    images: FileEntry | None
+    rejected: FileEntry | None
+    counts: Counts
+
+    @property
+    def files(self) -> list[FileEntry]:
+        return [entry for entry in (self.rows, self.images, self.rejected) if entry is not None]
+
+
+def settings_of(config: ConvertConfig) -> dict[str, Any]:
+    """The settings that decide the output, with all defaults, as the manifest holds them."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in NOT_IN_OUTPUT}
+
+
+def stamps_of(config: ConvertConfig) -> dict[str, tuple[int, int]] | None:
+    """Stamps of the annotation files; None where one is a folder or remote, which no stamp can vouch for."""
+    stamps = {}
+    for key in SOURCE_KEYS:
+        path = getattr(config, key)
+        local = storage.local_path(path) if path else None
+        if path and (local is None or not Path(local).is_file()):
+            return None
+        if local:
+            info = os.stat(local)
+            stamps[key] = (info.st_size, info.st_mtime_ns)
+    return stamps
+
+
+class WorkDir:
+    """The output folder of one run."""
+
+    def __init__(self, output: str) -> None:
+        local = storage.local_path(output)
+        if local is None:
+            raise ConfigError(
+                "convert.output",
+                found=output,
+                expected="a local or shared folder",
+                fix="Convert there, then copy the folder: nothing in it depends on its place.",
+            )
+        self.folder = Path(local).absolute()
+        self.state = self.folder / STATE_FOLDER
+        self.index_folder = self.state / "index"
+        self.units_folder = self.state / "units"
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.folder / MANIFEST_NAME
+
+    def open(self, run: Run) -> None:
+        """Make the folder this run's. Raises ConfigError where it belongs to another conversion or to something else."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            existing = self._existing_run()
+            if existing is None:
+                self._refuse_strangers()
+                self.units_folder.mkdir(parents=True, exist_ok=True)
+                self._write(self.state / "run.json", run)
+            elif existing.key != run.key:
+                raise ConfigError(
+                    str(self.folder),
+                    found="another conversion: " + "; ".join(_differences(existing, run)),
+                    expected="an empty folder, or a conversion with the same settings",
+                    fix="Choose another `output`, or delete this folder if you no longer need it.",
+                )
+            else:
+                self.units_folder.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigError(str(self.folder), found="a file", expected="a folder", fix="Choose another `output`.") from error
+        except OSError as error:
+            raise storage.write_error(self.folder, error) from error
+
+    def _existing_run(self) -> Run | None:
+        path = self.state / "run.json"
+        if not path.exists():
+            return None
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=Run)
+        except msgspec.DecodeError as error:
+            raise ConfigError(
+                str(path),
+                found=f"a file of another version or damaged ({error})",
+                expected="the state of a conversion",
+                fix="Choose another `output`.",
+            ) from error
+
+    def _refuse_strangers(self) -> None:
+        names = sorted(entry.name for entry in self.folder.iterdir() if entry.name != STATE_FOLDER)
+        if names:
+            what = "another conversion, without its state" if MANIFEST_NAME in names else f"{len(names)} files, such as {names[0]!r}"
+            raise ConfigError(str(self.folder), found=what, expected="an empty folder", fix="Choose another `output`; nothing was written.")
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Held by one driver at a time; the system frees it when the process ends, however it ends."""
+        with open(self.state / "lock", "w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise BoxcarError(
+                    str(self.folder), found="another boxcar convert at work in it", expected="one at a time", fix="Wait for it, or stop it."
+                ) from error
+            yield
+
+    @property
+    def saved_stamps(self) -> dict[str, tuple[int, int]]:
+        run = self._existing_run()
+        return run.stamps if run else {}
+
+    def read_plan(self) -> SavedPlan | None:
+        path = self.state / "plan.json"
+        return msgspec.json.decode(path.read_bytes(), type=SavedPlan) if path.exists() else None
+
+    def write_plan(self, plan: SavedPlan) -> None:
+        self._write(self.state / "plan.json", plan)
+
+    def clear_index(self) -> Path:
+        """An empty folder for a reader to prepare files in."""
+        shutil.rmtree(self.index_folder, ignore_errors=True)
+        self.index_folder.mkdir(parents=True)
+        return self.index_folder
+
+    def name(self, kind: str, number: int, suffix: str) -> Path:
+        return self.folder / f"{kind}-{number:05d}.{suffix}"
+
+    def write_commit(self, commit: Commit) -> None:
+        self._write(self.units_folder / f"{commit.number:05d}.json", commit)
+
+    def read_commit(self, number: int) -> Commit | None:
+        """The unit's commit, if its files are on disk as they were written."""
+        path = self.units_folder / f"{number:05d}.json"
+        if not path.exists():
+            return None
+        commit = msgspec.json.decode(path.read_bytes(), type=Commit)
+        return None if any(check_file(self.folder, entry) for entry in commit.files) else commit
+
+    @contextmanager
+    def attempt(self, number: int) -> Iterator[bool]:
+        """Around the conversion of a unit in a worker. False: it died there too often, do not try again.
+
+        Ray repeats a task whose worker died without end (2.60), which a unit that needs more memory than there is would keep up for ever.
+        """
+        tries = len(list(self.units_folder.glob(f"{number:05d}.try-*")))
+        marker = self.units_folder / f"{number:05d}.try-{tries}"
+        marker.touch()
+        yield tries < MAX_ATTEMPTS
+        marker.unlink(missing_ok=True)
+
+    def forget_attempts(self) -> None:
+        for marker in self.units_folder.glob("*.try-*"):
+            marker.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """The manifest is written: drop what only a running conversion needs."""
+        shutil.rmtree(self.index_folder, ignore_errors=True)
+        shutil.rmtree(self.units_folder, ignore_errors=True)
+        (self.state / "plan.json").unlink(missing_ok=True)
+
+    @staticmethod
+    def _write(path: Path, value: msgspec.Struct) -> None:
+        with storage.atomic_write(path) as stream:
+            stream.write(msgspec.json.encode(value))
+
+
+def _differences(existing: Run, run: Run) -> list[str]:
+    lines = [
+        f"{name} {existing.settings.get(name)!r} there, {run.settings.get(name)!r} here"
+        for name in sorted({*existing.settings, *run.settings})
+        if existing.settings.get(name) != run.settings.get(name)
+    ]
+    lines += existing.contract.differences(run.contract)
+    if existing.boxcar_version != run.boxcar_version:
+        lines.append(f"boxcar {existing.boxcar_version} there, {run.boxcar_version} here")
+    return lines

@@ -7,9 +7,11 @@ A unit is cut by the input alone, and its files are a pure function of it. So a 
 the same bytes to the same names. The driver trusts only commits whose files have the hashes that they say, and writes the manifest last.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -201,6 +203,19 @@ def _converter(config_json: str, source: str) -> tuple[ConvertConfig, UnitConver
     return config, UnitConverter(config, build_frame(config), source)
 
 
+@contextmanager
+def _without_cyclic_gc() -> Iterator[None]:
+    """A unit makes half a million small objects in no cycles: passing over them again and again costs an eighth of the time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_cyclic_gc()
 def convert_unit(job: _Job, number: int) -> None:
     """Convert one unit: write its files, then its commit."""
     config, converter = _converter(msgspec.json.encode(job.config).decode(), job.source)

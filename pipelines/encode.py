@@ -133,7 +133,7 @@ def encode_drafts(drafts: Sequence[Draft], unit: UnitData, pieces: PieceTable) -
     texts = compose([text for turn in turns for text in (turn.question, turn.answer)], number_codes, separators, pieces)
     turn_offsets = offsets_of(np.fromiter((len(draft.turns) for draft in drafts), np.int64, len(drafts)))
     # Image tokens that stand in questions are counted with the images.
-    per_text = texts.ids.lengths - _count_in(texts.ids, unit.frame.image_token_id)
+    per_text = texts.num_tokens - texts.count(unit.frame.image_token_id)
     turn_tokens = per_text.reshape(-1, 2).sum(axis=1)
     rows = [
         DraftRow(
@@ -145,13 +145,6 @@ def encode_drafts(drafts: Sequence[Draft], unit: UnitData, pieces: PieceTable) -
     ]
     features = difficulty.box_features(boxes.boxes, boxes.reference, unit.tokens_per_pixel[boxes.reference])
     return Encoded(texts, turn_offsets, rows, _difficulty(turns, features))
-
-
-def _count_in(ids: Ragged[np.int32], wanted: int) -> IntColumn:
-    """(N,) how often an id stands in each list."""
-    found = np.zeros(len(ids.values) + 1, np.int64)
-    np.cumsum(ids.values == wanted, out=found[1:])
-    return np.asarray(found[ids.offsets[1:]] - found[ids.offsets[:-1]])
 
 
 def _difficulty(turns: Sequence[Turn], features: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
@@ -276,8 +269,8 @@ def _turns_column(turn_rows: IntColumn, drafts: Sequence[Draft], encoded: Encode
     turns = [every[row] for row in turn_rows.tolist()]
     texts = encoded.texts
     questions, answers = 2 * turn_rows, 2 * turn_rows + 1
-    flags = Ragged(texts.is_coordinate, texts.ids.offsets).take(answers)
-    prompt_ids, answer_ids = texts.ids.take(questions), texts.ids.take(answers)
+    prompt_ids, answer_ids = texts.ids(questions), texts.ids(answers)
+    flags = Ragged(texts.is_coordinate(answers), answer_ids.offsets)
     box_rows = [turn.question.boxes + turn.answer.boxes for turn in turns]
     flat_rows = np.fromiter(chain.from_iterable(box_rows), np.int64)
     weights = {task: getattr(unit.config.tasks, task).weight for task in type(unit.config.tasks).model_fields}
@@ -288,8 +281,8 @@ def _turns_column(turn_rows: IntColumn, drafts: Sequence[Draft], encoded: Encode
     columns = {
         "task": pa.array([turn.task for turn in turns], pa.string()),
         "language": pa.array([turn.language for turn in turns], pa.string()),
-        "question": _strings(texts.utf8.take(questions)),
-        "answer": _strings(texts.utf8.take(answers)),
+        "question": _strings(texts.utf8(questions)),
+        "answer": _strings(texts.utf8(answers)),
         "prompt_ids": ids_lists(prompt_ids, "prompt_ids"),
         "answer_ids": ids_lists(answer_ids, "answer_ids"),
         "answer_is_coordinate": ids_lists(flags, "answer_is_coordinate"),

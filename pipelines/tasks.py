@@ -154,18 +154,18 @@ class TurnMaker:
 
     def _grounding(self, choose: _Choice, task: TaskName, label: str, rows: list[int], num_rivals: int) -> Turn:
         language = self._language(choose, task, label)
-        question = self._prompt(choose, task, language, label).replace("{label}", self.scribe.checked(label))
-        labels = [label] * len(rows)
-        return Turn(task, language, self.scribe.question(question), self.scribe.boxes_answer(labels, rows), labels, label, num_rivals)
+        question = self.scribe.question(self._prompt(choose, task, language, label), label)
+        answer = self.scribe.same_label_answer(label, rows)
+        return Turn(task, language, question, answer, [label] * len(rows), label, num_rivals)
 
     def _joint(self, choose: _Choice, asked: list[str], regions: Regions, reading_order: ReadingOrder) -> Turn:
         language = self._language(choose, "detect_joint")
         named = LABEL_JOIN[language].join(self.scribe.checked(label) for label in asked)
-        question = self._prompt(choose, "detect_joint", language, "").replace("{label}", named)
+        question = self.scribe.question(self._prompt(choose, "detect_joint", language, ""), named)
         boxes = [(label, row) for label in asked for row in reading_order(regions.rows_by_label[label])]
         labels = [label for label, _ in boxes]
         answer = self.scribe.boxes_answer(labels, [row for _, row in boxes])
-        return Turn("detect_joint", language, self.scribe.question(question), answer, labels, named)
+        return Turn("detect_joint", language, question, answer, labels, named)
 
     def _describe(self, choose: _Choice, number: str, row: int, regions: Regions) -> Turn:
         language = self._language(choose, "describe", number)
@@ -191,14 +191,14 @@ class TurnMaker:
 
     def _absent(self, choose: _Choice, label: str) -> Turn:
         language = self._language(choose, "absent", label)
-        question = self._prompt(choose, "absent", language, label).replace("{label}", self.scribe.checked(label))
+        question = self.scribe.question(self._prompt(choose, "absent", language, label), label)
         answer = self.scribe.plain_answer(self.family.not_found[language].replace("{label}", label))
-        return Turn("absent", language, self.scribe.question(question), answer, [label], label)
+        return Turn("absent", language, question, answer, [label], label)
 
     def _caption(self, choose: _Choice, language: Language, number: str, caption: str) -> Turn:
         # A caption is answered in its own language, so it is asked for in that language.
-        question = self._prompt(choose, "caption", language, number)
-        return Turn("caption", language, self.scribe.question(question), self.scribe.plain_answer(caption), [], caption)
+        question = self.scribe.question(self._prompt(choose, "caption", language, number), "")
+        return Turn("caption", language, question, self.scribe.plain_answer(caption), [], caption)
 
     def dialogue_turns(self, record: Record, first_row: int, kept: Callable[[int], bool]) -> list[Turn] | RejectedTurn:
         """All turns of a dialogue, or why there can be none. Its boxes stand at `first_row` and after it, in the order of the text."""

@@ -56,12 +56,16 @@ class Scribe:
         self.family, self.pieces = family, pieces
         self._special = pieces.tokenizer.special_pattern
         self._answer_gaps: dict[tuple[str | None, str | None, bool], int] = {}
-        self._questions: dict[str, TextSpec] = {}
+        self._questions: dict[tuple[str, str], TextSpec] = {}
+        self._box_questions: dict[str, list[int]] = {}
+        self._same_label: dict[str, tuple[int, int, int]] = {}
 
     def forget(self) -> None:
         """Codes of the piece table are void: start anew."""
         self._answer_gaps.clear()
         self._questions.clear()
+        self._box_questions.clear()
+        self._same_label.clear()
 
     def checked(self, text: str) -> str:
         """The text itself. Raises BadText where it is blank, no valid Unicode, or holds a special token."""
@@ -75,13 +79,15 @@ class Scribe:
             raise BadText(INVALID_TEXT, f"found a lone surrogate in {text[:200]!a}") from error
         return text
 
-    def question(self, text: str) -> TextSpec:
-        """A question without boxes, in the family's frame."""
-        spec = self._questions.get(text)
+    def question(self, prompt: str, label: str) -> TextSpec:
+        """A question without boxes, in the family's frame: the prompt with `label` in the place of `{label}`."""
+        key = (prompt, label)
+        spec = self._questions.get(key)
         if spec is None:
             chat = self.family.chat
+            text = prompt.replace("{label}", self.checked(label)) if "{label}" in prompt else prompt
             framed = f"{chat.question_prefix}{self.checked(text).strip()}{chat.question_suffix}"
-            spec = self._questions[text] = TextSpec([self.pieces.intern_gap(framed)], [])
+            spec = self._questions[key] = TextSpec([self.pieces.intern_gap(framed)], [])
         return spec
 
     def plain_answer(self, text: str) -> TextSpec:
@@ -89,11 +95,21 @@ class Scribe:
 
     def boxes_answer(self, labels: Sequence[str], rows: Sequence[int]) -> TextSpec:
         """A whole answer of boxes, one or more: labels[i] is the label of the box at rows[i]."""
-        several = labels[0] != labels[-1] or len(set(labels)) > 1
+        if len(set(labels)) == 1:
+            return self.same_label_answer(labels[0], rows)
+        several = True
         gaps = [self._answer_gap(None, labels[0], several)]
         gaps += [self._answer_gap(previous, following, several) for previous, following in pairwise(labels)]
         gaps.append(self._answer_gap(labels[-1], None, several))
         return TextSpec(gaps, list(rows))
+
+    def same_label_answer(self, label: str, rows: Sequence[int]) -> TextSpec:
+        """A whole answer of boxes that all have one label."""
+        codes = self._same_label.get(label)
+        if codes is None:
+            opens, closes = self._answer_gap(None, label, False), self._answer_gap(label, None, False)
+            codes = self._same_label[label] = (opens, self._answer_gap(label, label, False), closes)
+        return TextSpec([codes[0], *[codes[1]] * (len(rows) - 1), codes[2]], list(rows))
 
     def _answer_gap(self, previous: str | None, following: str | None, several: bool) -> int:
         key = (previous, following, several)
@@ -109,8 +125,11 @@ class Scribe:
 
     def question_with_box(self, template: str, row: int) -> TextSpec:
         """A question whose `{box}` is the place of one box."""
-        before, _, after = template.partition("{box}")
-        return self.running_question([before, PlacedBoxes("", [row]), after])
+        gaps = self._box_questions.get(template)
+        if gaps is None:
+            before, _, after = template.partition("{box}")
+            gaps = self._box_questions[template] = self.running_question([before, PlacedBoxes("", [row]), after]).gaps
+        return TextSpec(gaps, [row])
 
     def running_question(self, parts: Sequence[PlacedPart]) -> TextSpec:
         chat = self.family.chat

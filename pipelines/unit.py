@@ -30,7 +30,7 @@ from pipelines.frame import Frame
 from pipelines.images import ImageHeader, read_header
 from pipelines.ledger import Attempt, Ledger
 from pipelines.rules import Findings, References, UnitBoxes, gather_boxes, gather_references, judge_boxes, judge_images, judge_small_boxes
-from pipelines.tasks import Regions, RejectedTurn, Turn, TurnMaker
+from pipelines.tasks import ReadingOrder, Regions, RejectedTurn, Turn, TurnMaker
 from pipelines.texts import BadText, Scribe
 from pipelines.tokens import PieceTable
 from schemas.errors import ImageError
@@ -143,7 +143,8 @@ class UnitConverter:
                 attempt.rejected[row] = rejected
         judge_small_boxes(records, boxes, side_in_tokens(unit).min(axis=1, initial=np.inf), self.config.rules, findings)
         rows = [row for row in range(len(records)) if row not in ledger.rejected and row not in attempt.rejected]
-        drafts = [draft for row in rows for draft in self._drafts(row, unit, attempt)]
+        rank = reading_ranks(boxes.boxes).__getitem__
+        drafts = [draft for row in rows for draft in self._drafts(row, unit, attempt, lambda rows: sorted(rows, key=rank))]
         encoded = encode_drafts(drafts, unit, self.pieces)
         rule = sequence_rule(self.frame, self.config.cutoff_len)
         decisions = [decide(row, rule, split=self.config.over_length == "split") for row in encoded.rows]
@@ -179,14 +180,14 @@ class UnitConverter:
                 return Rejected(bad.reason, record.position, f"system prompt: {bad.detail}", record.record_id)
         return None
 
-    def _drafts(self, row: int, unit: UnitData, attempt: Attempt) -> Iterator[Draft]:
+    def _drafts(self, row: int, unit: UnitData, attempt: Attempt, reading_order: ReadingOrder) -> Iterator[Draft]:
         """The draft rows of a record: its unordered turns, and its dialogue."""
         record = unit.records[row]
         made: list[Turn | RejectedTurn] = []
         if record.images and (record.regions or record.absent or record.vocabulary):
             if unit.num_images(row) == 1:
                 regions = regions_of(row, unit)
-                made += self.turns.region_turns(record, regions, lambda rows: reading_order(rows, unit.boxes.boxes))
+                made += self.turns.region_turns(record, regions, reading_order)
             elif record.regions:
                 made.append(RejectedTurn(SEVERAL_IMAGES, f"found regions in a record of {unit.num_images(row)} images, expected one"))
         made += self.turns.caption_turns(record)
@@ -325,8 +326,8 @@ def _copies(record: Record, boxes: UnitBoxes, first: int, dropped: Sequence[int]
     }
 
 
-def reading_order(rows: list[int], boxes_px: npt.NDArray[np.float64]) -> list[int]:
-    """Box rows from top to bottom, then from left to right."""
-    if len(rows) == 1:
-        return rows
-    return sorted(rows, key=lambda row: (boxes_px[row, 1], boxes_px[row, 0], row))
+def reading_ranks(boxes_px: npt.NDArray[np.float64]) -> list[int]:
+    """Rank of each box of a unit from top to bottom, then from left to right."""
+    ranks = np.empty(len(boxes_px), np.int64)
+    ranks[np.lexsort((boxes_px[:, 0], boxes_px[:, 1]))] = np.arange(len(boxes_px))
+    return ranks.tolist()

@@ -69,13 +69,16 @@ def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
     frame = build_frame(config_paths)
     work = WorkDir(config_paths.output)
     stamps = stamps_of(config_paths)
-    run = Run(boxcar_version=version("boxcar-vl"), settings=settings_of(config), contract=frame.contract(), stamps=stamps or {})
+    run = Run(boxcar_version=version("boxcar-vl"), settings=settings_of(config_paths), contract=frame.contract(), stamps=stamps or {})
     work.open(run)
     with work.lock():
         unchanged = stamps is not None and work.saved_stamps == stamps
+        work.sweep()
         if work.manifest_path.exists() and unchanged:
-            return manifests.load(work.folder), True
-        plan = work.read_plan() if unchanged else None
+            manifest = manifests.load(work.folder)
+            work.finish()
+            return manifest, True
+        plan = work.read_plan() if unchanged and work.index_is_ready else None
         if plan is None:
             plan = _plan(config_paths, work, reader)
         if work.manifest_path.exists():
@@ -159,7 +162,11 @@ def source_name(config: ConvertConfig) -> str:
 
 def _plan(config: ConvertConfig, work: WorkDir, reader: Any) -> SavedPlan:
     previous = work.read_plan()
-    made = reader.plan(config, work.clear_index(), config.records_per_shard)
+    index = work.clear_index()
+    try:
+        made = reader.plan(config, index, config.records_per_shard)
+    except OSError as error:  # what readers do not name themselves is about the index
+        raise storage.write_error(index, error) from error
     if not made.units:
         raise BoxcarError(config.annotations, found="no records", expected="one at least", fix="Check `annotations`, `reader` and `split`.")
     plan = SavedPlan(
@@ -232,10 +239,12 @@ def convert_unit(job: _Job, number: int) -> None:
         return embedded
 
     items = find_reader(config.reader).read(config, plan.unit(number))
-    headers = header_reader(job.images_root, trust_sizes=config.trust_sizes)
+    headers = header_reader(job.images_root, trust_sizes=config.trust_sizes, decode=config.image_storage == "embed_resized")
     result = converter.convert(items, headers, None if config.image_storage == "reference" else embed)
     rows = write_rows(work.name("rows", number, "arrow"), result.table)
-    rejected = write_quarantine(work.name("rejected", number, "jsonl"), result.rejected) if result.rejected else None
+    quarantine = work.name("rejected", number, "jsonl")
+    quarantine.unlink(missing_ok=True)  # an attempt that died may have rejected what can be used by now
+    rejected = write_quarantine(quarantine, result.rejected) if result.rejected else None
     images = image_files[0] if image_files else None
     work.write_commit(Commit(number=number, rows=rows, images=images, rejected=rejected, counts=result.counts))
 

@@ -158,11 +158,13 @@ class _ImageJudge:
             self._note(rule, self.rules.unusual_mode, detail, record_row, record)
         upright = (header.width, header.height)
         declared = (image.declared_width or upright[0], image.declared_height or upright[1])
-        if header.orientation != 1 and (record.regions or record.dialogue):
+        index = row - int(self.references.offsets[record_row])
+        # Which way is up matters to boxes only.
+        if header.orientation != 1 and (_has_boxes(record, index) or self.rules.exif_orientation == "drop"):
             undeclared = image.declared_width is None or image.declared_height is None
             if self._judge_orientation(record_row, record, image, header, row, None if undeclared else declared):
                 return
-        if declared != upright:
+        if declared not in (upright, (header.stored_width, header.stored_height)):
             detail = f"{record.position}, {image.path}: declared {_by(declared)}, the file has {_by(upright)}"
             self._note("size_mismatch", self.rules.size_mismatch, detail, record_row, record)
             if self.rules.size_mismatch == "fix":
@@ -193,6 +195,12 @@ class _ImageJudge:
         self.findings.note(rule, action, [detail])
         if action == "drop":
             self.verdict.reject(record_row, record, rule, detail)
+
+
+def _has_boxes(record: Record, image_index: int) -> bool:
+    """Whether any box of a record lies in this image of it."""
+    indices = [*(region.image_index for region in record.regions), *(mark.image_index for mark in dialogue_marks(record))]
+    return image_index in indices
 
 
 def _by(size: tuple[int, int]) -> str:

@@ -3,8 +3,8 @@
     rows-00012.arrow     rows of unit 12                    rejected-00012.jsonl   its quarantine, where anything was rejected
     images-00012.arrow   embedded images of unit 12         manifest.json          last
 
-The blocks of a file are the stretches between record batches (the schema before the first, the footer after the last): together they
-cover every byte, and one batch can be checked alone when it is first read.
+Block k of an Arrow file is record batch k (the first with the schema before it), and the last block is the footer: together they cover
+every byte, and one batch can be checked alone when it is first read.
 """
 
 from collections.abc import Iterable, Sequence
@@ -52,8 +52,8 @@ def hash_blocks(path: Path, stretches: Sequence[tuple[int, int]]) -> list[BlockH
 
 
 def write_rows(path: Path, table: pa.Table) -> FileEntry:
-    """Write a unit's rows."""
-    return write_batches(path, table.schema, table.to_batches(max_chunksize=ROWS_PER_BATCH))
+    """Write a unit's rows, ROWS_PER_BATCH to a batch, however the table is cut."""
+    return write_batches(path, table.schema, table.combine_chunks().to_batches(max_chunksize=ROWS_PER_BATCH))
 
 
 def write_quarantine(path: Path, rejected: Sequence[Rejected]) -> FileEntry:

@@ -6,7 +6,7 @@ the target, fsynced, renamed, and the folder fsynced, so that a file that exists
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,6 +18,10 @@ from pyarrow import NativeFile
 from schemas.errors import AnnotationError, BoxcarError
 
 HASH_CHUNK_BYTES = 8 << 20
+UNFINISHED = ".*.tmp"
+"""The names, as a glob, that `atomic_write` gives to files until they are complete; a process that is killed leaves them."""
+_UNREACHABLE = (OSError, ValueError, NotImplementedError)
+"""What pyarrow raises for a path: besides the system's errors, for what no path can hold and for a kind of URI that it does not know."""
 
 
 def is_uri(path: str) -> bool:
@@ -38,12 +42,11 @@ def _filesystem(scheme_and_host: str) -> pafs.FileSystem:
 
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:
     """The file system of a path or URI, and the path within it. File systems are kept: connecting is slow."""
-    if not is_uri(path):
-        return _local(), path
+    local = local_path(path)
+    if local is not None:
+        return _local(), local
     scheme, _, rest = path.partition("://")
     host, _, inner = rest.partition("/")
-    if scheme == "file":
-        return _local(), "/" + inner
     filesystem = _filesystem(f"{scheme}://{host}/")
     return filesystem, f"{host}/{inner}" if host else inner
 
@@ -54,23 +57,23 @@ def _local() -> pafs.FileSystem:
 
 
 def local_path(path: str) -> str | None:
-    """The plain local path of a path or file:// URI; None where it is remote."""
+    """The plain local path of a path or file:// URI, taken literally; None where it is remote."""
     if path.startswith("file://"):
-        return path[len("file://") :]
+        return path.removeprefix("file://localhost" if path.startswith("file://localhost/") else "file://")
     return None if is_uri(path) else path
 
 
 def open_input(path: str) -> NativeFile:
     """Open for random access. Raises AnnotationError where it is missing, a folder, or not allowed."""
-    filesystem, inner = resolve(path)
     try:
+        filesystem, inner = resolve(path)
         info = filesystem.get_file_info(inner)
         if info.type == pafs.FileType.Directory:
             raise AnnotationError(path, found="a folder", expected="a file", fix="Name the file inside it.")
         if info.type == pafs.FileType.NotFound:
             raise AnnotationError(path, found="no such file", expected="a file that exists", fix=_nearest_hint(path))
         return filesystem.open_input_file(inner)
-    except OSError as error:
+    except _UNREACHABLE as error:
         raise AnnotationError(path, found=f"{error}", expected="a readable file") from error
 
 
@@ -109,14 +112,18 @@ def list_files(folder: str, suffixes: tuple[str, ...], *, recursive: bool = True
 
     Raises AnnotationError where the folder is missing or a file. Suffixes are compared without case; () takes every file.
     """
-    filesystem, inner = resolve(folder)
-    info = filesystem.get_file_info(inner)
-    if info.type != pafs.FileType.Directory:
-        found = "a file" if info.type == pafs.FileType.File else "no such folder"
-        raise AnnotationError(folder, found=found, expected="a folder", fix=_nearest_hint(folder))
+    try:
+        filesystem, inner = resolve(folder)
+        info = filesystem.get_file_info(inner.rstrip("/") or inner)
+        if info.type != pafs.FileType.Directory:
+            found = "a file" if info.type == pafs.FileType.File else "no such folder"
+            raise AnnotationError(folder, found=found, expected="a folder", fix=_nearest_hint(folder))
+        entries = filesystem.get_file_info(pafs.FileSelector(info.path, recursive=recursive))
+    except _UNREACHABLE as error:
+        raise AnnotationError(folder, found=f"{error}", expected="a folder that can be listed") from error
     base = info.path.rstrip("/") + "/"
     found_files = []
-    for entry in filesystem.get_file_info(pafs.FileSelector(inner, recursive=recursive)):
+    for entry in entries:
         if entry.type == pafs.FileType.File and (not suffixes or entry.path.lower().endswith(suffixes)):
             found_files.append((entry.path.removeprefix(base), int(entry.size)))
     found_files.sort()
@@ -137,7 +144,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Raises BoxcarError where the disk is full or the folder cannot be written; what was there before stays.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # see UNFINISHED
     try:
         with open(beside, "wb") as stream:
             yield stream
@@ -145,12 +152,21 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             os.fsync(stream.fileno())
         os.rename(beside, path)
         sync_folder(path.parent)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise write_error(path, error) from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # where it could not even be opened, the first error says why
+            beside.unlink()
+        if isinstance(error, OSError):
+            raise write_error(path, error) from error
         raise
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around other changes of a folder: what the system refuses becomes the same error."""
+    try:
+        yield
+    except OSError as error:
+        raise write_error(path, error) from error
 
 
 def write_error(path: Path, error: OSError) -> BoxcarError:

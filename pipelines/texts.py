@@ -42,6 +42,7 @@ def place_boxes(parts: Sequence[Part], first_row: int) -> tuple[list[PlacedPart]
     row = first_row
     for part in parts:
         if isinstance(part, BoxMark):
+            assert part.boxes, "a mark of no boxes"
             placed.append(PlacedBoxes(part.label, list(range(row, row + len(part.boxes)))))
             row += len(part.boxes)
         else:
@@ -133,17 +134,15 @@ class Scribe:
 
     def running_question(self, parts: Sequence[PlacedPart]) -> TextSpec:
         chat = self.family.chat
-        return self._running([chat.question_prefix, *_stripped(parts), chat.question_suffix], checked=parts)
+        return self._running([chat.question_prefix, *self._stripped(parts), chat.question_suffix], checked=parts)
 
     def running_answer(self, parts: Sequence[PlacedPart]) -> TextSpec:
         """An answer as the source words it. Boxes and nothing else become the family's whole answer of boxes."""
-        boxes = [part for part in parts if isinstance(part, PlacedBoxes)]
-        only_boxes = boxes and all(not part.strip() for part in parts if isinstance(part, str))
-        if only_boxes and (not self.family.box_text.names_labels or all(part.label for part in boxes)):
-            labels = [part.label or " " for part in boxes for _ in part.rows]
-            if self.family.box_text.names_labels or len(set(labels)) > 1 or labels[0].strip():
-                return self.boxes_answer(labels, [row for part in boxes for row in part.rows])
-        return self._running(_stripped(parts), checked=parts)
+        boxes = [part for part in parts if not isinstance(part, str) or part.strip()]
+        if boxes and all(isinstance(part, PlacedBoxes) and part.label.strip() for part in boxes):
+            named = [(part.label, row) for part in boxes if isinstance(part, PlacedBoxes) for row in part.rows]
+            return self.boxes_answer([label for label, _ in named], [row for _, row in named])
+        return self._running(self._stripped(parts), checked=parts)
 
     def history(self, turns: Sequence[tuple[list[PlacedPart], list[PlacedPart]]], question: Sequence[PlacedPart]) -> list[PlacedPart]:
         """Earlier turns and a question as one question, as families write it that know one question per image (CogVLM chat)."""
@@ -151,28 +150,53 @@ class Scribe:
         parts: list[PlacedPart] = []
         for earlier_question, earlier_answer in turns:
             opening = chat.question_prefix if parts else ""
-            parts += [opening, *_stripped(earlier_question), f"{chat.question_suffix} ", *_stripped(earlier_answer), "\n"]
-        return [*parts, chat.question_prefix if parts else "", *_stripped(question)]
+            asked, answered = self._stripped(earlier_question), self._stripped(earlier_answer)
+            parts += [opening, *asked, f"{chat.question_suffix} ", *answered, "\n"]
+        return [*parts, chat.question_prefix if parts else "", *self._stripped(question)]
 
     def _running(self, parts: Sequence[PlacedPart], checked: Sequence[PlacedPart]) -> TextSpec:
         self._check_parts(checked)
         gaps: list[int] = []
         rows: list[int] = []
-        text = ""
+        gap: list[str] = []
         for part in parts:
             if isinstance(part, str):
-                text += part
+                gap.append(part)
             elif isinstance(part, ImageMark):
-                text += self.family.chat.image_in_question(part.image_index + 1)
+                gap.append(self._image(part))
             else:
-                inline = self.family.box_text.inline_gaps(part.label, len(part.rows))
-                for gap in inline[:-1]:
-                    gaps.append(self.pieces.intern_gap(text + gap, after_number=bool(gaps), before_number=True))
-                    text = ""
-                text = inline[-1]
+                *before, last = self.family.box_text.inline_gaps(part.label, len(part.rows))
+                for text in before:
+                    gaps.append(self.pieces.intern_gap(self._joined([*gap, text]), after_number=bool(gaps), before_number=True))
+                    gap = []
+                gap = [last]
                 rows += part.rows
-        gaps.append(self.pieces.intern_gap(text, after_number=bool(gaps)))
+        gaps.append(self.pieces.intern_gap(self._joined(gap), after_number=bool(gaps)))
         return TextSpec(gaps, rows)
+
+    def _image(self, mark: ImageMark) -> str:
+        return self.family.chat.image_in_question(mark.image_index + 1)
+
+    def _joined(self, pieces: Sequence[str]) -> str:
+        """Pieces that hold no special token of the source, as one text. Raises BadText where two neighbours make one: "<" and "s>"."""
+        text = "".join(pieces)
+        if len(pieces) > 1 and len(self._special.findall(text)) != sum(len(self._special.findall(piece)) for piece in pieces):
+            raise BadText(SPECIAL_TOKEN, f"found pieces of {text[:200]!r} that together make a control token")
+        return text
+
+    def _stripped(self, parts: Sequence[PlacedPart]) -> list[PlacedPart]:
+        """Without white space at the two ends: between a template and a text it belongs to neither. An image that the family puts
+        elsewhere is no end."""
+        result = list(parts)
+        places = range(len(result))
+        for order, strip in ((places, str.lstrip), (reversed(places), str.rstrip)):
+            for place in order:
+                part = result[place]
+                if isinstance(part, str):
+                    part = result[place] = strip(part)
+                if part if isinstance(part, str) else isinstance(part, PlacedBoxes) or self._image(part):
+                    break
+        return result
 
     def _check_parts(self, parts: Sequence[PlacedPart]) -> None:
         texts = [part if isinstance(part, str) else part.label for part in parts if not isinstance(part, ImageMark)]
@@ -181,16 +205,6 @@ class Scribe:
         for text in texts:
             if text.strip():
                 self.checked(text)
-
-
-def _stripped(parts: Sequence[PlacedPart]) -> list[PlacedPart]:
-    """Without white space at the two ends: between a template and a text it belongs to neither."""
-    result = list(parts)
-    if result and isinstance(result[0], str):
-        result[0] = result[0].lstrip()
-    if result and isinstance(result[-1], str):
-        result[-1] = result[-1].rstrip()
-    return result
 
 
 def place_dialogue(dialogue: Sequence[DialogueTurn], first_row: int) -> list[tuple[list[PlacedPart], list[PlacedPart]]]:

@@ -27,7 +27,7 @@ from pipelines.encode import (
     side_in_tokens,
 )
 from pipelines.frame import Frame
-from pipelines.images import ImageHeader, read_header
+from pipelines.images import ImageHeader, load_image, read_header
 from pipelines.ledger import Attempt, Ledger
 from pipelines.rules import Findings, References, UnitBoxes, gather_boxes, gather_references, judge_boxes, judge_images, judge_small_boxes
 from pipelines.tasks import ReadingOrder, Regions, RejectedTurn, Turn, TurnMaker
@@ -58,14 +58,20 @@ class UnitResult:
     rejected: list[Rejected] = field(default_factory=list)
 
 
-def header_reader(images_root: str, *, trust_sizes: bool) -> HeaderOf:
-    """Looks up an image's header, each file once. With `trust_sizes` the declared size stands for it, and no file is opened."""
+def header_reader(images_root: str, *, trust_sizes: bool, decode: bool = False) -> HeaderOf:
+    """Looks up an image's header, each file once. With `trust_sizes` the declared size stands for it, and no file is opened.
+
+    decode: also refuse a file whose damage only decoding finds; where pixels are stored, one such file would else stop the conversion.
+    """
     known: dict[str, ImageHeader | ImageError] = {}
 
     def read(image: ImageRef) -> ImageHeader | ImageError:
         if image.path not in known:
             try:
-                known[image.path] = read_header(storage.join(images_root, image.path))
+                where = storage.join(images_root, image.path)
+                known[image.path] = header = read_header(where)
+                if decode:
+                    load_image(where, header)
             except ImageError as error:
                 known[image.path] = error
         return known[image.path]
@@ -104,6 +110,7 @@ class UnitConverter:
         references = gather_references(records, headers)
         verdict = judge_images(records, references, self.config.rules, findings)
         boxes = gather_boxes(records, references)
+        _leave_out(boxes, verdict.rejected)
         judge_boxes(records, boxes, references, self.config.rules, findings)
         max_pixels = np.full(len(references.paths), self.frame.limits.max_pixels)
         ledger.rejected.update(verdict.rejected)
@@ -141,6 +148,7 @@ class UnitConverter:
         for row, record in enumerate(records):
             if row not in ledger.rejected and (rejected := self._unfit(row, record, unit)):
                 attempt.rejected[row] = rejected
+        _leave_out(boxes, attempt.rejected)
         judge_small_boxes(records, boxes, side_in_tokens(unit).min(axis=1, initial=np.inf), self.config.rules, findings)
         rows = [row for row in range(len(records)) if row not in ledger.rejected and row not in attempt.rejected]
         rank = reading_ranks(boxes.boxes).__getitem__
@@ -173,7 +181,7 @@ class UnitConverter:
                 size = f"{unit.references.width[reference]}x{unit.references.height[reference]}"
                 detail = f"{unit.references.paths[reference]}: found {size}, expected an aspect ratio of at most 200"
                 return Rejected(IMAGE_REFUSED, record.position, detail, record.record_id)
-        if record.system is not None:
+        if record.system:  # "" is an empty one
             try:
                 self.scribe.checked(record.system)
             except BadText as bad:
@@ -190,7 +198,8 @@ class UnitConverter:
                 made += self.turns.region_turns(record, regions, reading_order)
             elif record.regions:
                 made.append(RejectedTurn(SEVERAL_IMAGES, f"found regions in a record of {unit.num_images(row)} images, expected one"))
-        made += self.turns.caption_turns(record)
+        if record.images:
+            made += self.turns.caption_turns(record)
         turns = []
         for turn in made:
             if isinstance(turn, Turn):
@@ -267,6 +276,11 @@ class UnitConverter:
         )
 
 
+def _leave_out(boxes: UnitBoxes, rejected: Iterable[int]) -> None:
+    """Boxes of records whose image is refused are not judged: without its size, each would count as outside, or too small."""
+    boxes.kept[np.isin(boxes.record, list(rejected))] = False
+
+
 def _too_long(row: DraftRow, rule: SequenceRule) -> str:
     shortest = tokens_to_save(row, rule) + rule.cutoff_len
     what = "with all its turns" if row.ordered else "with its shortest turn"
@@ -287,7 +301,7 @@ def _histogram(values: pa.Array) -> dict[str, int]:
 def regions_of(row: int, unit: UnitData) -> Regions:
     """A record's kept regions by label and phrase, and what is incomplete."""
     record, boxes = unit.records[row], unit.boxes
-    regions = Regions({}, {}, {}, {}, set(record.not_exhaustive), set())
+    regions = Regions({}, {}, {}, {}, set(record.not_exhaustive), set(record.not_exhaustive))
     first = int(boxes.region_offsets[row])
     dropped = []
     for place, region in enumerate(record.regions):
@@ -299,31 +313,43 @@ def regions_of(row: int, unit: UnitData) -> Regions:
             continue
         if region.label:
             regions.rows_by_label.setdefault(region.label, []).append(box_row)
-        for phrase in region.phrases:
+        for phrase in dict.fromkeys(region.phrases):
             regions.rows_by_phrase.setdefault(phrase, []).append(box_row)
-        regions.phrases_of_row[box_row] = region.phrases or names
+        if names:
+            regions.phrases_of_row[box_row] = region.phrases or names
         regions.label_of_row[box_row] = region.label
     if dropped:
-        copies = _copies(record, boxes, first, dropped)
+        twins = _twins(record, boxes, first, dropped)
+        called = {twin: record.regions[twin - first].phrases for twin in twins.values()}
         for place in dropped:
             region = record.regions[place]
-            if place not in copies:
+            if place not in twins:
                 regions.incomplete.update((region.label, *region.phrases))
+                continue
+            # What the copy was called, its twin is called as well.
+            twin = twins[place]
+            for phrase in dict.fromkeys(region.phrases):
+                rows = regions.rows_by_phrase.setdefault(phrase, [])
+                if twin not in rows:
+                    rows.append(twin)
+            if region.phrases:
+                regions.phrases_of_row[twin] = called[twin] = tuple(dict.fromkeys((*called[twin], *region.phrases)))
     return regions
 
 
-def _copies(record: Record, boxes: UnitBoxes, first: int, dropped: Sequence[int]) -> set[int]:
-    """Dropped regions whose twin is kept: taking a copy away leaves its label complete."""
-    kept = {
-        (region.label, region.image_index, tuple(boxes.boxes[first + place].tolist()))
-        for place, region in enumerate(record.regions)
-        if boxes.kept[first + place]
-    }
-    return {
-        place
-        for place in dropped
-        if (record.regions[place].label, record.regions[place].image_index, tuple(boxes.boxes[first + place].tolist())) in kept
-    }
+def _twins(record: Record, boxes: UnitBoxes, first: int, dropped: Sequence[int]) -> dict[int, int]:
+    """Dropped regions that are copies of a kept one, and its row: taking a copy away leaves its label complete."""
+    places: dict[tuple[str, int, tuple[float, ...]], int] = {}
+    for place, region in enumerate(record.regions):
+        if boxes.kept[first + place]:
+            places[region.label, region.image_index, tuple(boxes.boxes[first + place].tolist())] = place
+    twins = {}
+    for place in dropped:
+        region = record.regions[place]
+        twin = places.get((region.label, region.image_index, tuple(boxes.boxes[first + place].tolist())))
+        if twin is not None and not region.is_crowd:
+            twins[place] = first + twin
+    return twins
 
 
 def reading_ranks(boxes_px: npt.NDArray[np.float64]) -> list[int]:

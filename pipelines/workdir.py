@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import xxhash
@@ -34,6 +34,9 @@ MAX_ATTEMPTS = 3
 SOURCE_KEYS = ("annotations", "captions", "instances", "classes")
 NOT_IN_OUTPUT = ("output", "executor", "num_workers")
 """Settings that cannot change a byte of the output."""
+_UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+State = TypeVar("State", bound=msgspec.Struct)
 
 
 class Run(msgspec.Struct, kw_only=True):
@@ -113,6 +116,7 @@ class WorkDir:
         self.folder = Path(local).absolute()
         self.state = self.folder / STATE_FOLDER
         self.index_folder = self.state / "index"
+        self._index_mark = self.index_folder / "complete"
         self.units_folder = self.state / "units"
 
     @property
@@ -121,8 +125,11 @@ class WorkDir:
 
     def open(self, run: Run) -> None:
         """Make the folder this run's. Raises ConfigError where it belongs to another conversion or to something else."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+        with storage.writing(self.folder):
+            try:
+                self.folder.mkdir(parents=True, exist_ok=True)
+            except (FileExistsError, NotADirectoryError) as error:
+                raise ConfigError(str(self.folder), found="a file", expected="a folder", fix="Choose another `output`.") from error
             existing = self._existing_run()
             if existing is None:
                 self._refuse_strangers()
@@ -137,18 +144,17 @@ class WorkDir:
                 )
             else:
                 self.units_folder.mkdir(parents=True, exist_ok=True)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigError(str(self.folder), found="a file", expected="a folder", fix="Choose another `output`.") from error
-        except OSError as error:
-            raise storage.write_error(self.folder, error) from error
 
     def _existing_run(self) -> Run | None:
-        path = self.state / "run.json"
+        return self._read("run.json", Run)
+
+    def _read(self, name: str, kind: type[State]) -> State | None:
+        path = self.state / name
         if not path.exists():
             return None
         try:
-            return msgspec.json.decode(path.read_bytes(), type=Run)
-        except msgspec.DecodeError as error:
+            return msgspec.json.decode(path.read_bytes(), type=kind)
+        except _UNREADABLE as error:
             raise ConfigError(
                 str(path),
                 found=f"a file of another version or damaged ({error})",
@@ -165,7 +171,9 @@ class WorkDir:
     @contextmanager
     def lock(self) -> Iterator[None]:
         """Held by one driver at a time; the system frees it when the process ends, however it ends."""
-        with open(self.state / "lock", "w") as stream:
+        with storage.writing(self.state / "lock"):
+            stream = open(self.state / "lock", "w")
+        with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
@@ -179,17 +187,27 @@ class WorkDir:
         run = self._existing_run()
         return run.stamps if run else {}
 
+    @property
+    def index_is_ready(self) -> bool:
+        """Whether the index is that of the plan on disk. False where a later plan was begun and did not end: changed annotations are refused
+        only after their index was built in the place of the old one."""
+        return self._index_mark.exists()
+
     def read_plan(self) -> SavedPlan | None:
-        path = self.state / "plan.json"
-        return msgspec.json.decode(path.read_bytes(), type=SavedPlan) if path.exists() else None
+        return self._read("plan.json", SavedPlan)
 
     def write_plan(self, plan: SavedPlan) -> None:
         self._write(self.state / "plan.json", plan)
+        with storage.writing(self._index_mark):
+            self.index_folder.mkdir(exist_ok=True)
+            self._index_mark.touch()
 
     def clear_index(self) -> Path:
-        """An empty folder for a reader to prepare files in."""
-        shutil.rmtree(self.index_folder, ignore_errors=True)
-        self.index_folder.mkdir(parents=True)
+        """An empty folder for a reader to prepare files in. It belongs to no plan until the next is written."""
+        with storage.writing(self.index_folder):
+            self._index_mark.unlink(missing_ok=True)
+            shutil.rmtree(self.index_folder, ignore_errors=True)
+            self.index_folder.mkdir(parents=True)
         return self.index_folder
 
     def name(self, kind: str, number: int, suffix: str) -> Path:
@@ -203,7 +221,10 @@ class WorkDir:
         path = self.units_folder / f"{number:05d}.json"
         if not path.exists():
             return None
-        commit = msgspec.json.decode(path.read_bytes(), type=Commit)
+        try:
+            commit = msgspec.json.decode(path.read_bytes(), type=Commit)
+        except _UNREADABLE:
+            return None
         return None if any(check_file(self.folder, entry) for entry in commit.files) else commit
 
     @contextmanager
@@ -222,8 +243,16 @@ class WorkDir:
         for marker in self.units_folder.glob("*.try-*"):
             marker.unlink(missing_ok=True)
 
+    def sweep(self) -> None:
+        """Remove what writers that died left half written."""
+        with storage.writing(self.folder):
+            for folder in (self.folder, self.state, self.units_folder):
+                for path in folder.glob(storage.UNFINISHED):
+                    path.unlink(missing_ok=True)
+
     def finish(self) -> None:
         """The manifest is written: drop what only a running conversion needs."""
+        self.sweep()
         shutil.rmtree(self.index_folder, ignore_errors=True)
         shutil.rmtree(self.units_folder, ignore_errors=True)
         (self.state / "plan.json").unlink(missing_ok=True)
@@ -235,12 +264,21 @@ class WorkDir:
 
 
 def _differences(existing: Run, run: Run) -> list[str]:
+    there, here = _flat(existing.settings), _flat(run.settings)
     lines = [
-        f"{name} {existing.settings.get(name)!r} there, {run.settings.get(name)!r} here"
-        for name in sorted({*existing.settings, *run.settings})
-        if existing.settings.get(name) != run.settings.get(name)
+        f"{name} {there.get(name)!r} there, {here.get(name)!r} here"
+        for name in sorted({*there, *here})
+        if there.get(name) != here.get(name)
     ]
     lines += existing.contract.differences(run.contract)
     if existing.boxcar_version != run.boxcar_version:
         lines.append(f"boxcar {existing.boxcar_version} there, {run.boxcar_version} here")
     return lines
+
+
+def _flat(settings: dict[str, Any], parent: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key, as overrides write them."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat.update(_flat(value, f"{parent}{name}.") if isinstance(value, dict) else {f"{parent}{name}": value})
+    return flat

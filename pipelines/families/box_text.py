@@ -132,7 +132,10 @@ class BoxText(Protocol):
 _JSON_OPEN = '```json\n[\n\t{"bbox_2d": ['
 _JSON_CLOSE = "}\n]\n```"
 _FENCED_LIST = re.compile(r"```json\n(\[\n\t.*\n\])\n```", re.DOTALL)
-_JSON_BOX = re.compile(r'\{"bbox_2d": \[(\d+), (\d+), (\d+), (\d+)\](?:, "label": ("(?:[^"\\]|\\.)*"))?\}')
+_NUMBER = "([0-9]{1,9})"
+"""Longer numbers are no coordinates, and Python refuses to read very long ones."""
+_JSON_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+_JSON_BOX = re.compile(rf'\{{"bbox_2d": \[{", ".join([_NUMBER] * 4)}\](?:, "label": ({_JSON_STRING}))?\}}')
 
 
 @dataclass(frozen=True)
@@ -165,7 +168,7 @@ class JsonBoxText:
             return None
         try:
             entries = json.loads(fenced[1])
-        except ValueError:
+        except (ValueError, RecursionError):  # a model that repeats "[" nests deeper than Python's stack
             return None
         boxes = [_json_box(entry) for entry in entries]
         return None if None in boxes else [box for box in boxes if box is not None]
@@ -186,7 +189,7 @@ def _json_box(entry: object) -> TextBox | None:
     values, label = entry["bbox_2d"], entry["label"]
     if not (isinstance(label, str) and isinstance(values, list) and len(values) == 4):
         return None
-    if not all(type(value) is int for value in values):
+    if not all(type(value) is int and abs(value) < 10**9 for value in values):
         return None
     return TextBox((values[0], values[1], values[2], values[3]), label)
 
@@ -218,9 +221,10 @@ class TaggedBoxText:
 
     @property
     def _group(self) -> str:
-        box = rf"{re.escape(self.box_open)}\((\d+),(\d+)\),\((\d+),(\d+)\){re.escape(self.box_close)}"
-        label = rf"(?:{re.escape(self.ref_open)}(?P<label>.*?){re.escape(self.ref_close)})?"
-        return label + box
+        box = rf"{re.escape(self.box_open)}\({_NUMBER},{_NUMBER}\),\({_NUMBER},{_NUMBER}\){re.escape(self.box_close)}"
+        # A label holds no tag: without that, text between two refs would be one, and a cut answer of n boxes take 2^n steps to refuse.
+        opening, closing = re.escape(self.ref_open), re.escape(self.ref_close)
+        return rf"(?:{opening}(?P<label>(?:(?!{opening}|{closing}).)*+){closing})?{box}"
 
     def parse_answer(self, text: str) -> list[TextBox] | None:
         if not re.fullmatch(f"(?:{re.sub('P<label>', ':', self._group)})+", text, re.DOTALL) or not text.startswith(self.ref_open):
@@ -242,7 +246,8 @@ class TaggedBoxText:
         return boxes
 
 
-_BRACKETS = re.compile(r"\[\[(\d{3},\d{3},\d{3},\d{3}(?:;\d{3},\d{3},\d{3},\d{3})*)\]\]")
+_THREE_DIGITS = ",".join(["[0-9]{3}"] * 4)
+_BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?:;{_THREE_DIGITS})*+)\]\]")
 
 
 @dataclass(frozen=True)

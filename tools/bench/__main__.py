@@ -50,14 +50,16 @@ def coco(photographs: Path, tokenizer: Path, work: Path, gigabytes: float, execu
 
 
 @main.command()
+@WORK
 @click.option("--data", required=True, type=click.Path(path_type=Path, exists=True), help="Folder with coco_mini/ and bccd/.")
-@click.option("--tokenizers", required=True, type=click.Path(path_type=Path, exists=True), help="Holds a tokenizer folder for each family.")
+@click.option("--tokenizer", "tokenizers", multiple=True, required=True, metavar="FAMILY=FOLDER", help="Once for each family.")
 @click.option("--labels", default=2000, show_default=True, help="Adversarial labels.")
-def exact(data: Path, tokenizers: Path, labels: int) -> None:
+def exact(work: Path, data: Path, tokenizers: tuple[str, ...], labels: int) -> None:
     """Composed ids against the tokenizer's own encoding, every family, every row."""
     from tools.bench import exactness
 
-    exactness.compare(data, tokenizers, labels)
+    folders = {family: Path(folder) for family, _, folder in (entry.partition("=") for entry in tokenizers)}
+    exactness.compare(data, folders, labels, work / "exact")
 
 
 @main.command()

@@ -1,5 +1,6 @@
 """What converting costs."""
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,15 +54,14 @@ def prepare(photographs: Path, work: Path, samples: int, boxes: int) -> tuple[Pa
 def throughput(photographs: Path, tokenizer: Path, work: Path, samples: int, boxes: int, executor: str) -> None:
     annotations, images = prepare(photographs, work, samples, boxes)
     output = work / f"shards-{samples}-{executor}"
-    _remove(output)
+    remove(output)
     workflows = write_workflow(work, annotations, images, tokenizer, output=str(output), executor=executor)
     start = run(["boxcar", "--version"])
     cost = run(convert_command(workflows))
     _print(cost)
     counts = manifests.load(output).counts
-    print(
-        f"samples {counts.records_written:,}, boxes {counts.boxes_kept:,}, turns {sum(counts.turns.values()):,}, tokens {counts.visual_tokens + counts.text_tokens:,}"
-    )
+    num_turns, num_tokens = sum(counts.turns.values()), counts.visual_tokens + counts.text_tokens
+    print(f"samples {counts.records_written:,}, boxes {counts.boxes_kept:,}, turns {num_turns:,}, tokens {num_tokens:,}")
     print(f"CPU-ms a sample: {cost.cpu_s / samples * 1e3:.3f} (of them {start.cpu_s / samples * 1e3:.4f} to start Python)")
     if executor == "ray":
         print("(Ray's own start and its workers are in this figure; `--executor inline` is without)")
@@ -84,7 +84,7 @@ def giant_coco(photographs: Path, tokenizer: Path, work: Path, gigabytes: float,
     parse_s = _cpu(lambda: sum(len(block.items) for block in read_arrays(str(annotations), kinds)))
     print(f"typed parse alone: {size / 1e6 / parse_s:.0f} MB for one CPU-second")
     output = work / "shards-giant"
-    _remove(output)
+    remove(output)
     workflows = write_workflow(work, annotations, folder / "images", tokenizer, output=str(output), executor=executor)
     cost = run(convert_command(workflows))
     _print(cost)
@@ -121,7 +121,5 @@ def _print(cost: Cost) -> None:
     print(f"exit {cost.exit_code}, {cost.cpu_s:.1f} CPU-s, {cost.wall_s:.1f} s, {memory}")
 
 
-def _remove(folder: Path) -> None:
-    import shutil  # noqa: PLC0415
-
+def remove(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)

@@ -61,10 +61,8 @@ def write_giant_coco(
         x, y, width, height = (float(value) for value in rng.integers(1, 150, 4))
         polygon = (rng.random(44) * width + x).round(2).tolist()
         category = int(rng.integers(1, num_categories + 1))
-        area = width * height * 0.6
-        pool.append(
-            f'"segmentation": [{polygon}], "area": {area:.4f}, "iscrowd": 0, "bbox": [{x}, {y}, {width}, {height}], "category_id": {category}'
-        )
+        box = f'"bbox": [{x}, {y}, {width}, {height}], "area": {width * height * 0.6:.4f}'
+        pool.append(f'"segmentation": [{polygon}], "iscrowd": 0, {box}, "category_id": {category}')
     with open(path, "w", buffering=1 << 22) as stream:
         _write_images(stream, images)
         next_id = 1

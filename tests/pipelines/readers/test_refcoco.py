@@ -47,7 +47,7 @@ def ref(number: int, annotation: Any, image: Any, *sentences: str, split: str = 
     """A ref as refs(unc).p holds it."""
     return {
         "sent_ids": list(range(len(sentences))),
-        "file_name": f"COCO_train2014_{image:012}_{annotation}.jpg" if isinstance(image, int) else "",
+        "file_name": f"COCO_train2014_{number}_16.jpg",
         "ann_id": annotation,
         "ref_id": number,
         "image_id": image,
@@ -58,13 +58,11 @@ def ref(number: int, annotation: Any, image: Any, *sentences: str, split: str = 
     }
 
 
-def load(
-    tmp_path: Path, refs: object, instances: object = INSTANCES, per_unit: int = 1000, **settings: Any
-) -> tuple[SourcePlan, list[Any]]:
+def load(tmp_path: Path, refs: object, boxes: object = INSTANCES, per_unit: int = 1000, **settings: Any) -> tuple[SourcePlan, list[Any]]:
     """The plan, and what its units yield. Refs: a list, written as a pickle, or the content of a file."""
     path = tmp_path / "refs(unc).p"
     path.write_bytes(refs if isinstance(refs, bytes) else pickle.dumps(refs, protocol=2))
-    (tmp_path / "instances.json").write_text(json.dumps(instances))
+    (tmp_path / "instances.json").write_text(json.dumps(boxes))
     reader: Reader = RefcocoReader()
     config = SourceConfig.model_validate(
         {"reader": "refcoco", "annotations": str(path), "instances": str(tmp_path / "instances.json"), **settings}
@@ -160,10 +158,8 @@ def test_short_byte_strings_of_python_2_protocol_2(tmp_path: Path) -> None:
         return b"U" + bytes([len(text)]) + text.encode()
 
     sentence = b"}(" + short("sent") + short("left man") + short("tokens") + b"]u"
-    row = b"".join(
-        [short("ref_id"), b"K\x01", short("ann_id"), b"KZ", short("image_id"), b"K\x09", short("split"), short("val")]
-        + [short("sentences"), b"]", sentence, b"a"]
-    )
+    numbers = short("ref_id") + b"K\x01" + short("ann_id") + b"KZ" + short("image_id") + b"K\x09"
+    row = numbers + short("split") + short("val") + short("sentences") + b"]" + sentence + b"a"
     [record] = load(tmp_path, b"\x80\x02]}(" + row + b"ua.", split="val")[1]
     assert phrases(record) == {"annotation 90": ("left man",)}
 
@@ -203,7 +199,7 @@ def test_a_pickle_that_would_run_a_command_is_blocked(tmp_path: Path, protocol: 
         pytest.param(b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f.", "neither JSON nor a whole pickle", id="a string of 8 exabytes"),
         pytest.param(b"S'text'\n(tR.", "TypeError", id="a text is called"),
         pytest.param(b"PK\x03\x04\x14\x00", r"b'PK\\x03\\x04", id="still zipped"),
-        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "git-l", id="a pointer of git-lfs"),
+        pytest.param(b"version https://git-lfs.github.com/spec/v1\n", "https://git", id="a pointer of git-lfs"),
         pytest.param(b"<!DOCTYPE html>", "DOCTYPE", id="a page about a download"),
         pytest.param(b"\x80\x02}.", "found a pickled dict, expected a list of refs", id="a dictionary"),
         pytest.param(b"\x80\x02K\x01.", "found a pickled int", id="a number"),
@@ -314,7 +310,7 @@ def test_phrases_of_a_ref(tmp_path: Path, sentences: list[dict[str, Any]], expec
 def test_a_ref_without_a_sentence_is_left_out_and_counted(tmp_path: Path) -> None:
     plan, [record] = load(tmp_path, [ref(1, 91, 9, "man"), ref(2, 90, 9), ref(3, 70, 7, sentences=[{"sent": " "}])])
     assert phrases(record) == {"annotation 91": ("man",)}
-    assert plan.notes == ("2 refs without a sentence are left out",)
+    assert "2 refs without a sentence are left out" in plan.notes
     assert plan.num_records == 1
 
 
@@ -369,10 +365,10 @@ def test_a_ref_that_cannot_be_joined_is_rejected_alone(tmp_path: Path, wrong: Re
     ("wrong", "detail"),
     [
         pytest.param({"ref_id": 1}, "missing required field", id="keys missing"),
-        pytest.param(ref(1, None, 9, "x"), "`$.ann_id`", id="ann_id is null"),
-        pytest.param(ref(1, 9.5, 9, "x"), "`$.ann_id`", id="ann_id is a fraction"),
-        pytest.param(ref(1, 91, 9, sentences="man"), "`$.sentences`", id="sentences are text"),
-        pytest.param(ref(1, 91, 9, sentences=[7]), "`$.sentences[...]`", id="a sentence is a number"),
+        pytest.param(ref(1, None, 9, "x"), ".ann_id`", id="ann_id is null"),
+        pytest.param(ref(1, 9.5, 9, "x"), ".ann_id`", id="ann_id is a fraction"),
+        pytest.param(ref(1, 91, 9, sentences="man"), ".sentences`", id="sentences are text"),
+        pytest.param(ref(1, 91, 9, sentences=[7]), ".sentences[", id="a sentence is a number"),
         pytest.param(None, "Expected `object`", id="no ref"),
     ],
 )
@@ -413,7 +409,7 @@ def test_the_first_of_two_annotations_or_images_with_one_id_stays(tmp_path: Path
 @pytest.mark.parametrize("size", [0, -1, None, float("nan")], ids=["zero", "negative", "null", "NaN"])
 def test_a_declared_size_that_says_nothing(tmp_path: Path, size: float | None) -> None:
     instances = {**INSTANCES, "images": [{"id": 9, "file_name": "a.jpg", "width": size, "height": size}]}
-    assert one(tmp_path, ref(1, 91, 9, "man"), instances=instances).images == (ImageRef("a.jpg"),)
+    assert one(tmp_path, ref(1, 91, 9, "man"), boxes=instances).images == (ImageRef("a.jpg"),)
 
 
 def test_an_image_without_a_name_is_rejected_once(tmp_path: Path) -> None:

@@ -1,0 +1,75 @@
+"""Set up and run, on a machine with nothing but Python and pip. Standard library only.
+
+    python tools/bootstrap.py demo    a virtual environment in .venv; draw a small data set, convert, verify and show it
+    python tools/bootstrap.py test    a virtual environment in .venv-test; lint, types, floor plan, tests
+
+constraints.txt pins what was tested; the package itself states ranges.
+"""
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MIN_PYTHON = (3, 11)
+BIN = "Scripts" if os.name == "nt" else "bin"
+
+
+def run(*command: str) -> None:
+    print(f"$ {' '.join(command)}", flush=True)
+    subprocess.run(command, cwd=ROOT, check=True)
+
+
+def environment(folder: Path, *requirements: str) -> Path:
+    """Make the virtual environment, or bring it up to date. Returns its folder of programs."""
+    if not (folder / "pyvenv.cfg").exists():
+        print(f"making the virtual environment {folder.name}", flush=True)
+        venv.create(folder, with_pip=True)
+    programs = folder / BIN
+    pip = (str(programs / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-c", "constraints.txt")
+    for requirement in requirements:
+        run(*pip, *requirement.split())
+    return programs
+
+
+def demo() -> None:
+    programs = environment(ROOT / ".venv", "-e .")
+    boxcar = str(programs / "boxcar")
+    run(boxcar, "demo")
+    run(boxcar, "convert", "demo")
+    run(boxcar, "verify", "shards/demo")
+    run(boxcar, "show", "shards/demo", "--row", "1", "--out", "shards/demo-row-1.png")
+    print(f"\nDone. Look at shards/demo-row-1.png. The command is {programs / 'boxcar'}; `boxcar --help` says what else there is.")
+
+
+def test() -> None:
+    # transformers is the oracle of the resize arithmetic; it needs no torch for that.
+    programs = environment(ROOT / ".venv-test", "-e .[cluster,dev]", "transformers")
+    python = str(programs / "python")
+    run(str(programs / "ruff"), "check", ".")
+    run(str(programs / "ruff"), "format", "--check", ".")
+    run(str(programs / "mypy"))
+    run(python, "-m", "tools.floors")
+    run(python, "-m", "pytest")
+
+
+def main() -> int:
+    commands = {"demo": demo, "test": test}
+    if len(sys.argv) != 2 or sys.argv[1] not in commands:
+        print(__doc__)
+        return 2
+    if sys.version_info < MIN_PYTHON:
+        print(f"found Python {sys.version.split()[0]}, expected 3.11 or newer")
+        return 2
+    try:
+        commands[sys.argv[1]]()
+    except subprocess.CalledProcessError as error:
+        print(f"\nstopped: {' '.join(error.cmd)} ended with {error.returncode}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

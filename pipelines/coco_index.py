@@ -211,7 +211,7 @@ class _Images:
 
 
 class _RunWriter:
-    """Collects rows with an image_id, and writes them a million at a time, joined with the images and sorted by them."""
+    """Collects rows with an image_id, and writes them ANNOTATIONS_PER_RUN at a time, joined with the images and sorted by them."""
 
     def __init__(self, stem: Path, images: pl.DataFrame, on_dangling: Callable[[pl.DataFrame], None]) -> None:
         self.stem, self.images, self.on_dangling = stem, images, on_dangling
@@ -235,7 +235,9 @@ class _RunWriter:
             self._parts = [part.with_columns(pl.col("image_id").cast(pl.String)) for part in self._parts]
         left, right = _same_type(pl.concat(self._parts), self.images, "image_id")
         self._parts, self._pending = [], 0
-        joined = left.join(right, on="image_id", how="left", maintain_order="left")
+        # First the few images of this run, by a hash of the run: a hash of all images would be built anew for every run.
+        here = right.join(left.select("image_id").unique(), on="image_id", how="semi")
+        joined = left.join(here, on="image_id", how="left", maintain_order="left")
         dangling = joined.filter(pl.col("image_index").is_null())
         if dangling.height:
             self.on_dangling(dangling)

@@ -86,6 +86,12 @@ class Ledger:
         """Every rejected record, with its content where the reader had it no more."""
         entries = list(self.by_reader)
         for row in sorted(self.rejected):
-            text = msgspec.json.encode(records[row])[:2000].decode(errors="replace")
-            entries.append(msgspec.structs.replace(self.rejected[row], source_text=text))
+            entries.append(msgspec.structs.replace(self.rejected[row], source_text=_source_text(records[row])))
         return entries
+
+
+def _source_text(record: Record) -> str:
+    try:
+        return msgspec.json.encode(record)[:2000].decode(errors="replace")
+    except UnicodeEncodeError:  # a lone surrogate: JSON cannot say it, and it may be the very reason why the record is here
+        return ascii(record)[:2000]

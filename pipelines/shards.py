@@ -23,6 +23,11 @@ from schemas.record import Rejected
 ROWS_PER_BATCH = 1024
 
 
+def image_shard_name(number: int) -> str:
+    """The file that `shard` of a row's image means."""
+    return f"images-{number:05d}.arrow"
+
+
 def write_batches(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> FileEntry:
     """Write an Arrow IPC file atomically. Raises BoxcarError where the disk is full or the folder cannot be written."""
     num_rows = 0

@@ -61,8 +61,10 @@ class Regions(msgspec.Struct):
     phrases_of_row: dict[int, Sequence[str]]
     """The phrases of each kept box, or its label where it has none."""
     label_of_row: dict[int, str]
-    incomplete: set[str]
-    """Labels and phrases never asked for as "all of them"."""
+    incomplete_labels: set[str]
+    """Never asked for as "all of them"."""
+    incomplete_phrases: set[str]
+    """Likewise; apart from the labels, for a phrase may read like a label ("dog") and yet be known completely."""
     present: set[str]
     """Every label and phrase of the record, kept or not: never absent."""
 
@@ -123,13 +125,13 @@ class TurnMaker:
         """The unordered turns that a record's regions and verified absences give."""
         choose = _Choice(record.record_id, self.config.seed)
         tasks = self.config.tasks
-        complete = [label for label in regions.rows_by_label if label not in regions.incomplete]
+        complete = [label for label in regions.rows_by_label if label not in regions.incomplete_labels]
         for label in choose.some("detect", tasks.detect, complete):
             rows = reading_order(regions.rows_by_label[label])
             yield self._try(self._grounding, choose, "detect", label, rows, 0)
         if len(complete) > 1 and choose.some("detect_joint", tasks.detect_joint, [""]):
             yield self._try(self._joint, choose, choose.shuffled(complete, "joint order"), regions, reading_order)
-        phrases = [phrase for phrase in regions.rows_by_phrase if phrase not in regions.incomplete]
+        phrases = [phrase for phrase in regions.rows_by_phrase if phrase not in regions.incomplete_phrases]
         for phrase in choose.some("refer", tasks.refer, phrases):
             rows = reading_order(regions.rows_by_phrase[phrase])
             rivals = len(set(regions.rows_by_label.get(regions.label_of_row[rows[0]], [])).difference(rows))

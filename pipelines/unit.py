@@ -301,7 +301,7 @@ def _histogram(values: pa.Array) -> dict[str, int]:
 def regions_of(row: int, unit: UnitData) -> Regions:
     """A record's kept regions by label and phrase, and what is incomplete."""
     record, boxes = unit.records[row], unit.boxes
-    regions = Regions({}, {}, {}, {}, set(record.not_exhaustive), set(record.not_exhaustive))
+    regions = Regions({}, {}, {}, {}, set(record.not_exhaustive), set(), set(record.not_exhaustive))
     first = int(boxes.region_offsets[row])
     dropped = []
     for place, region in enumerate(record.regions):
@@ -324,7 +324,8 @@ def regions_of(row: int, unit: UnitData) -> Regions:
         for place in dropped:
             region = record.regions[place]
             if place not in twins:
-                regions.incomplete.update((region.label, *region.phrases))
+                regions.incomplete_labels.add(region.label)
+                regions.incomplete_phrases.update(region.phrases)
                 continue
             # What the copy was called, its twin is called as well.
             twin = twins[place]

@@ -6,7 +6,7 @@ manifest ──> files: size, hash of each block        rows: lengths add up, pl
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -17,15 +17,17 @@ from pipelines.families.catalog import find_family
 from pipelines.families.family import Family
 from pipelines.images import decode_image
 from pipelines.ragged import offsets_of
-from pipelines.shards import check_file, open_rows
+from pipelines.shards import check_file, image_shard_name, open_rows
 from pipelines.workdir import STATE_FOLDER
 from schemas import manifest as manifests
 from schemas.errors import BoxcarError, ImageError, ShardError
 from schemas.manifest import MANIFEST_NAME, FileEntry, Manifest
 from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
+from schemas.workflow import TaskName
 
 MAX_PROBLEMS_PER_FILE = 20
 OnFile = Callable[[str, int, int], None]
+TASKS: tuple[str, ...] = get_args(TaskName)
 BOX_TASKS = ("detect", "detect_joint", "refer")
 
 
@@ -35,6 +37,8 @@ class Report(msgspec.Struct):
     num_files: int = 0
     num_rows: int = 0
     num_turns: int = 0
+    visual_tokens: int = 0
+    text_tokens: int = 0
     problems: list[str] = []
 
 
@@ -76,6 +80,9 @@ def _count_problems(manifest: Manifest, report: Report) -> list[str]:
         problems.append(f"manifest: {counts.rows_written} rows written, {report.num_rows} found")
     if not report.problems and report.num_turns != sum(counts.turns.values()):
         problems.append(f"manifest: {sum(counts.turns.values())} turns written, {report.num_turns} found")
+    for name in ("visual_tokens", "text_tokens"):
+        if not report.problems and getattr(report, name) != getattr(counts, name):
+            problems.append(f"manifest: {name} {getattr(counts, name)}, {getattr(report, name)} found")
     return problems
 
 
@@ -88,12 +95,17 @@ def _content_problems(folder: Path, entry: FileEntry, manifest: Manifest, report
                 report.num_rows += batch.num_rows
                 checker = _RowChecker(batch, manifest, family)
                 report.num_turns += len(checker.turns)
+                text = int(batch.column("text_tokens").to_numpy().sum())
+                report.text_tokens += text
+                report.visual_tokens += int(batch.column("total_tokens").to_numpy().sum()) - text
                 yield from (f"{entry.name}, {problem}" for problem in checker.problems())
         elif entry in manifest.image_shards:
             for batch in _batches(path, IMAGE_SHARD_SCHEMA):
                 yield from (f"{entry.name}, {problem}" for problem in _image_problems(batch))
     except BoxcarError as error:
         yield str(error)
+    except KeyError as error:
+        yield f"manifest: found no {error} in the settings, expected all that convert writes"
 
 
 def _batches(path: Path, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
@@ -130,6 +142,7 @@ class _RowChecker:
 
     def problems(self) -> Iterator[str]:
         yield from self._unique_ids()
+        yield from self._places()
         yield from self._sizes()
         yield from self._lengths()
         yield from self._turn_columns()
@@ -149,10 +162,33 @@ class _RowChecker:
         if len(set(self.ids)) != len(self.ids):
             yield "found a sample id twice in one batch, expected each once"
 
+    def _places(self) -> Iterator[str]:
+        """An image is either a path or a row of an image shard that there is."""
+        has_path, has_shard, has_row = (
+            self.images.field(name).is_valid().to_numpy(zero_copy_only=False) for name in ("path", "shard", "shard_row")
+        )
+        shard, row = (self.images.field(name).fill_null(-1).to_numpy() for name in ("shard", "shard_row"))
+        num_stored = {entry.name: entry.num_rows for entry in self.manifest.image_shards}
+        limits = np.zeros(len(shard), np.int64)
+        for number in np.unique(shard).tolist():
+            limits[shard == number] = num_stored.get(image_shard_name(number), 0)
+        for image in np.flatnonzero((has_shard != has_row) | (has_path == has_shard)).tolist():
+            found = "both a path and an image shard" if has_path[image] else "neither a path nor a row of an image shard"
+            yield f"{self._row_of_image(image)}: {found} for an image"
+        for image in np.flatnonzero(has_shard & has_row & ((row < 0) | (row >= limits))).tolist():
+            yield f"{self._row_of_image(image)}: row {row[image]} of image shard {shard[image]}, which has {limits[image]}"
+        orientation = self._image_ints("orientation")
+        for image in np.flatnonzero((orientation < 1) | (orientation > 8)).tolist():
+            yield f"{self._row_of_image(image)}: orientation {orientation[image]}, expected 1..8"
+
+    def _row_of_image(self, image: int) -> str:
+        return f"row {self.ids[int(np.searchsorted(self.image_offsets, image, side='right')) - 1]}"
+
     def _sizes(self) -> Iterator[str]:
         """Grids and tokens follow from the resized size, and that from the original one, but for images that were shrunk to fit."""
         width, height = self._image_ints("width"), self._image_ints("height")
-        found = {name: self._image_ints(name) for name in ("resized_width", "resized_height", "grid_h", "grid_w", "visual_tokens")}
+        names = ("resized_width", "resized_height", "grid_t", "grid_h", "grid_w", "visual_tokens")
+        found = {name: self._image_ints(name) for name in names}
         low, high = self.contract.min_pixels, self.contract.max_pixels
         expected = self.family.resize(width, height, low, high)
         same = (found["resized_width"] == expected.width) & (found["resized_height"] == expected.height) & ~expected.refused
@@ -161,11 +197,10 @@ class _RowChecker:
         again = self.family.resize(np.maximum(found["resized_width"], 1), np.maximum(found["resized_height"], 1), 1, np.maximum(area, 1))
         shrunk = bool(self.manifest.counts.images_shrunk) & (area < expected.width * expected.height)
         derived = (again.grid_h == found["grid_h"]) & (again.grid_w == found["grid_w"]) & (again.visual_tokens == found["visual_tokens"])
-        bad = ~(derived & (same | shrunk))
-        row_of_image = np.repeat(np.arange(len(self.ids)), np.diff(self.image_offsets))
+        bad = ~(derived & (same | shrunk) & (found["grid_t"] == 1))
         for image in np.flatnonzero(bad).tolist():
             values = {name: int(column[image]) for name, column in found.items()}
-            yield f"row {self.ids[row_of_image[image]]}: image of {width[image]}x{height[image]} px with {values}, against the resize rule"
+            yield f"{self._row_of_image(image)}: image of {width[image]}x{height[image]} px with {values}, against the resize rule"
 
     def _lengths(self) -> Iterator[str]:
         contract = self.contract
@@ -223,7 +258,12 @@ class _RowChecker:
         for number, turn in enumerate(self.turns.to_pylist()):
             row = self.row_of_turn[number]
             where = f"row {self.ids[row]}, turn {number - self.turn_offsets[row]} ({turn['task']})"
+            if turn["task"] not in TASKS:
+                yield f"{where}: task {turn['task']!r}, expected one of {', '.join(TASKS)}"
             boxes = np.array(turn["boxes"], np.float64).reshape(-1, 4)
+            if not np.isfinite(boxes).all():
+                yield f"{where}: a box that is not finite: {boxes.tolist()}"
+                continue
             if len(boxes) and turn["image_index"] >= 0:
                 image = self.image_offsets[row] + turn["image_index"]
                 if image >= self.image_offsets[row + 1]:

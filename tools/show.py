@@ -18,7 +18,7 @@ from pipelines.families.box_text import TextBox
 from pipelines.families.catalog import find_family
 from pipelines.families.family import Family
 from pipelines.images import decode_image, load_image, resize_image
-from pipelines.shards import open_rows, read_row
+from pipelines.shards import image_shard_name, open_rows, read_row
 from schemas import manifest as manifests
 from schemas.errors import ShardError
 from schemas.manifest import Manifest
@@ -81,7 +81,7 @@ def _boxes_of(turn: dict[str, Any], family: Family) -> list[TextBox]:
 def _picture(folder: Path, manifest: Manifest, image: dict[str, Any], images: str | None) -> npt.NDArray[np.uint8]:
     """The resized image, (height, width, 3) uint8, BGR as OpenCV draws."""
     if image["path"] is None:
-        name = next((entry.name for entry in manifest.image_shards if entry.name == f"images-{image['shard']:05d}.arrow"), None)
+        name = next((entry.name for entry in manifest.image_shards if entry.name == image_shard_name(image["shard"])), None)
         if name is None:
             raise ShardError(str(folder), found=f"no image shard {image['shard']}", expected="the one that the row names")
         table = open_rows(folder / name, IMAGE_SHARD_SCHEMA).read_all()

@@ -3,11 +3,13 @@
 from pipelines.readers.coco import CocoReader
 from pipelines.readers.coco_captions import CocoCaptionsReader
 from pipelines.readers.cogvlm_text import CogvlmTextReader
+from pipelines.readers.grefcoco import GrefcocoReader
 from pipelines.readers.jsonl import JsonlReader
 from pipelines.readers.labelme import LabelmeReader
 from pipelines.readers.lvis import LvisReader
 from pipelines.readers.qwen_vl_chat import QwenVlChatReader
 from pipelines.readers.reader import Reader
+from pipelines.readers.refcoco import RefcocoReader
 from pipelines.readers.sharegpt import ShareGptReader
 from pipelines.readers.swift import SwiftReader
 from pipelines.readers.voc import VocReader
@@ -18,6 +20,8 @@ READERS: dict[str, Reader] = {
     "coco": CocoReader(),
     "coco_captions": CocoCaptionsReader(),
     "lvis": LvisReader(),
+    "refcoco": RefcocoReader(),
+    "grefcoco": GrefcocoReader(),
     "voc": VocReader(),
     "yolo": YoloReader(),
     "labelme": LabelmeReader(),

@@ -102,6 +102,8 @@ class CocoIndex(msgspec.Struct):
     caption_runs: list[str]
     duplicate_images: list[int]
     """Image numbers whose id stood before."""
+    unused_categories: list[str] = []
+    """Names of categories without a single annotation in the file."""
     is_exhaustive: bool = True
     """False: an annotation could not be read at all, so any image may hold one object more, and no label is verified absent."""
 
@@ -217,12 +219,15 @@ class _RunWriter:
         self.stem, self.images, self.on_dangling = stem, images, on_dangling
         self.names: list[str] = []
         self.num_rows = 0
+        self.used_categories: set[str] = set()
         self._parts: list[pl.DataFrame] = []
         self._pending = 0
 
     def add(self, frame: pl.DataFrame) -> None:
         numbered = frame.with_columns(row=pl.int_range(self.num_rows, self.num_rows + frame.height, dtype=pl.Int64, eager=True))
         self.num_rows += frame.height
+        if "category_id" in frame.columns:
+            self.used_categories.update(frame["category_id"].unique())
         self._parts.append(numbered)
         self._pending += frame.height
         if self._pending >= ANNOTATIONS_PER_RUN:
@@ -275,6 +280,7 @@ def build_index(path: str, captions_path: str | None, folder: Path, *, with_regi
         annotation_runs=names if with_regions else [],
         caption_runs=names if not with_regions else [],
         duplicate_images=build.duplicates,
+        unused_categories=[name for key, name in build.categories if str(key) not in build.writer.used_categories],
         is_exhaustive=build.problems.num_unplaced == 0,
     )
     if captions_path is not None:

@@ -73,6 +73,7 @@ def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
     run = Run(boxcar_version=version("boxcar-vl"), settings=settings_of(config_paths), contract=frame.contract(), stamps=stamps or {})
     work.open(run)
     with work.lock():
+        work.require_own(run)
         unchanged = stamps is not None and work.saved_stamps == stamps
         work.sweep()
         if work.manifest_path.exists() and unchanged:

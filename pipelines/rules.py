@@ -277,7 +277,9 @@ def _frame_factors(records: Sequence[Record], boxes: UnitBoxes, references: Refe
 
 
 def _resized(frame_wh: npt.NDArray[np.float64], space: BoxSpace) -> npt.NDArray[np.float64]:
-    sizes = find_family(space.family, "box_space_family").resize(frame_wh[:, 0], frame_wh[:, 1], space.min_pixels, space.max_pixels)
+    resize = find_family(space.family, "box_space_family").resize
+    low, high = space.min_pixels or resize.published_limits.min_pixels, space.max_pixels or resize.published_limits.max_pixels
+    sizes = resize(frame_wh[:, 0], frame_wh[:, 1], low, high)
     # A refused image (aspect ratio over 200) keeps its own pixels here; the target family refuses it too, by its own rule.
     resized = np.stack([sizes.width, sizes.height], axis=1).astype(np.float64)
     return np.where(sizes.refused[:, None], frame_wh, resized)
@@ -388,6 +390,6 @@ class _Judge:
 
     def _describe(self, row: int) -> str:
         box = ", ".join(f"{value:.10g}" for value in self.boxes.boxes[row].tolist())
-        name = self.boxes.names[row] or "a box of the dialogue"
+        name = self.boxes.names[row] or ("a region" if row < self.boxes.num_regions else "a box of the dialogue")
         label = f" {self.boxes.labels[row]!r}" if self.boxes.labels[row] else ""
         return f"{self.records[self.boxes.record[row]].position}, {name}{label}: [{box}]"

@@ -202,6 +202,10 @@ class TurnMaker:
         question = self.scribe.question(self._prompt(choose, "caption", language, number), "")
         return Turn("caption", language, question, self.scribe.plain_answer(caption), [], caption)
 
+    def wants_dialogue(self, record: Record) -> bool:
+        """Whether a record's dialogue is taken: as a whole, for its turns belong together."""
+        return bool(record.dialogue) and _Choice(record.record_id, self.config.seed).happens(self.config.tasks.dialogue.share, "dialogue")
+
     def dialogue_turns(self, record: Record, first_row: int, kept: Callable[[int], bool]) -> list[Turn] | RejectedTurn:
         """All turns of a dialogue, or why there can be none. Its boxes stand at `first_row` and after it, in the order of the text."""
         chat = self.family.chat

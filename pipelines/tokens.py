@@ -24,7 +24,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from pipelines.ragged import Ragged, concat, ragged_of
 from schemas.errors import TokenizerError
 
-_PROBES = ("a dog", " leading", "12 cats, 3.5%", "「红色」的车", "🙂 naïve — \"quoted\"\n\t{'x': [1, 2]}", "[[086,540,400,760]]")
+_PROBES = ("a dog", " leading", "12 cats, 3.5%", "「红色」的车", "🙂 naïve — \"quoted\"\n\t{'x': [1, 2]}", "[[086,540,400,760]]", "e\u0301\u212b")
 MAX_CACHED_PIECES = 200_000
 
 

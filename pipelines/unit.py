@@ -208,7 +208,7 @@ class UnitConverter:
                 attempt.turn(row, turn)
         if turns:
             yield Draft(row, "", turns, ordered=False)
-        if record.dialogue and self.config.tasks.dialogue.share > 0:
+        if self.turns.wants_dialogue(record):
             dialogue = self.turns.dialogue_turns(record, _first_mark(row, unit.boxes), unit.boxes.kept.__getitem__)
             if isinstance(dialogue, RejectedTurn):
                 attempt.turn(row, dialogue, len(record.dialogue))

@@ -135,15 +135,28 @@ class WorkDir:
                 self._refuse_strangers()
                 self.units_folder.mkdir(parents=True, exist_ok=True)
                 self._write(self.state / "run.json", run)
-            elif existing.key != run.key:
-                raise ConfigError(
-                    str(self.folder),
-                    found="another conversion: " + "; ".join(_differences(existing, run)),
-                    expected="an empty folder, or a conversion with the same settings",
-                    fix="Choose another `output`, or delete this folder if you no longer need it.",
-                )
+            elif existing.key != run.key and self._is_blank():
+                # A first try that ended before it read anything (a wrong path, say) must not stand in the way of the second.
+                with self.lock():
+                    self._write(self.state / "run.json", run)
             else:
+                self.require_own(run)
                 self.units_folder.mkdir(parents=True, exist_ok=True)
+
+    def _is_blank(self) -> bool:
+        """Whether nothing was read or written under the run that stands here."""
+        return not self.manifest_path.exists() and not (self.state / "plan.json").exists() and not any(self.units_folder.glob("*.json"))
+
+    def require_own(self, run: Run) -> None:
+        """Raises ConfigError where the folder belongs to a run with other settings."""
+        existing = self._existing_run()
+        if existing is not None and existing.key != run.key:
+            raise ConfigError(
+                str(self.folder),
+                found="another conversion: " + "; ".join(_differences(existing, run)),
+                expected="an empty folder, or a conversion with the same settings",
+                fix="Choose another `output`, or delete this folder if you no longer need it.",
+            )
 
     def _existing_run(self) -> Run | None:
         return self._read("run.json", Run)
@@ -172,7 +185,7 @@ class WorkDir:
     def lock(self) -> Iterator[None]:
         """Held by one driver at a time; the system frees it when the process ends, however it ends."""
         with storage.writing(self.state / "lock"):
-            stream = open(self.state / "lock", "w")
+            stream = open(self.state / "lock", "w")  # noqa: SIM115  (closed by the next `with`)
         with stream:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -189,8 +202,10 @@ class WorkDir:
 
     @property
     def index_is_ready(self) -> bool:
-        """Whether the index is that of the plan on disk. False where a later plan was begun and did not end: changed annotations are refused
-        only after their index was built in the place of the old one."""
+        """Whether the index is that of the plan on disk.
+
+        False where a later plan was begun: changed annotations are refused only after their index was built in the place of the old one.
+        """
         return self._index_mark.exists()
 
     def read_plan(self) -> SavedPlan | None:

@@ -21,7 +21,7 @@ _UNSEALED = "0" * 32
 
 
 class BlockHash(msgspec.Struct, frozen=True):
-    """A stretch of a file and its hash. The blocks of a file cover it without a gap: each record batch (the first with the schema), footer."""
+    """A stretch of a file and its hash. The blocks of a file cover it without a gap: each record batch (the first with schema), footer."""
 
     offset: int
     """Bytes."""

@@ -21,7 +21,7 @@ class BoxSpace(msgspec.Struct, frozen=True):
     pixels     pixels of the original image, 0-based, half-open: [0, width] x [0, height]
     relative   fractions of the image's width and height, [0, 1]
     per_mille  thousandths of the width and height, [0, 1000]
-    resized    pixels of the image after `family`'s resize with these pixel limits (Qwen2.5-VL's own form)
+    resized    pixels of the image after `family`'s resize with these pixel limits, 0 for the published one (Qwen2.5-VL's own form)
     """
 
     kind: BoxSpaceKind = "pixels"

@@ -6,7 +6,7 @@ Every model refuses unknown keys. What only a format or a family can judge (is t
 is judged where that is known, with the same ConfigError.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -54,8 +54,15 @@ class SourceConfig(Section):
     )
 
 
+def _all_optional(schema: dict[str, Any]) -> None:
+    schema.pop("required", None)
+
+
 class TaskConfig(Section):
     """One kind of turn."""
+
+    # In a file any key may be left out: TasksConfig has the rest.
+    model_config = ConfigDict(json_schema_extra=_all_optional)
 
     share: Share = Field(description="Share of the possible turns of this kind that are made, chosen by hash of sample and seed.")
     max_per_sample: int | None = Field(default=None, ge=1, description="At most this many turns of this kind in one sample.")
@@ -67,7 +74,7 @@ class TaskConfig(Section):
 
 
 class TasksConfig(Section):
-    """Which turns are made of a sample. A share of 0 switches a task off."""
+    """Which turns are made of a sample. A share of 0 switches a task off. A key of a task that is left out keeps the task's default."""
 
     detect: TaskConfig = TaskConfig(share=1.0)
     detect_joint: TaskConfig = TaskConfig(share=0.25, max_per_sample=1)
@@ -76,6 +83,15 @@ class TasksConfig(Section):
     absent: TaskConfig = TaskConfig(share=0.25, max_per_sample=1)
     caption: TaskConfig = TaskConfig(share=1.0, max_per_sample=1)
     dialogue: TaskConfig = TaskConfig(share=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_defaults(cls, data: Any) -> Any:
+        """`tasks.caption.share=0.5` must not lift max_per_sample by the way."""
+        if not isinstance(data, dict):
+            return data
+        usual = {name: field.default.model_dump() for name, field in cls.model_fields.items()}
+        return {name: {**usual[name], **task} if name in usual and isinstance(task, dict) else task for name, task in data.items()}
 
 
 class RulesConfig(Section):

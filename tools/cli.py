@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from schemas.errors import BoxcarError
+from tools.plain import visible
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
@@ -21,7 +22,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except BoxcarError as error:
-            click.echo(f"{type(error).__name__}: {error}", err=True)
+            click.echo(visible(f"{type(error).__name__}: {error}"), err=True)
             ctx.exit(EXIT_MISTAKE)
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
@@ -85,7 +86,7 @@ def tokens(family: str, sizes: Sequence[str], as_json: bool) -> None:
     from tools.tokens import print_json_lines, print_table
 
     if as_json:
-        print_json_lines(family, sizes, sys.stdin, sys.stdout)
+        print_json_lines(family, sizes, sys.stdin.buffer, sys.stdout)
     else:
         print_table(family, sizes)
 
@@ -141,7 +142,7 @@ def formats() -> None:
 
 @main.command()
 @click.option("--out", default="data/demo", show_default=True, type=click.Path(path_type=Path), help="Folder to write.")
-@click.option("--images", "num_images", default=60, show_default=True, help="How many scenes to draw.")
+@click.option("--images", "num_images", default=60, show_default=True, type=click.IntRange(min=1), help="How many scenes to draw.")
 def demo(out: Path, num_images: int) -> None:
     """Draw a small COCO data set with a tokenizer of its own, to try everything without a download."""
     from tools.demo import write_demo

@@ -29,12 +29,33 @@ SHAPES = ("circle", "square", "triangle", "diamond")
 BACKGROUNDS = ((245, 245, 240), (225, 232, 240), (240, 228, 220), (222, 236, 224))
 SIZES_WH = ((320, 240), (240, 320), (400, 300), (512, 288))
 VOCABULARY_SIZE = 800
+USUAL_FOLDER = Path("data/demo")
+"""Where the workflow `demo` looks for it."""
+_INFO = {"description": "drawn by boxcar demo"}
+_BEGINNING = json.dumps({"info": _INFO}).encode()[:-1]
 
 
 def write_demo(folder: Path, num_images: int, seed: int = 0) -> None:
     """Images, instances.json, captions.json and tokenizer/ in `folder`. Raises ConfigError where there is something else."""
-    if folder.exists() and any(folder.iterdir()) and not (folder / "instances.json").exists():
-        raise ConfigError(str(folder), found="a folder with other files", expected="an empty one", fix="Choose another with --out.")
+    fix = "Choose another with --out."
+    try:
+        if folder.exists() and any(folder.iterdir()) and not _is_demo(folder):
+            raise ConfigError(str(folder), found="a folder with other files", expected="an empty one, or an earlier demo", fix=fix)
+        num_boxes = _write(folder, num_images, seed)
+    except OSError as error:
+        raise ConfigError(str(folder), found=f"{error}", expected="a folder that can be written", fix=fix) from error
+    paths = {"annotations": "instances.json", "captions": "captions.json", "images": "images", "tokenizer": "tokenizer"}
+    overrides = [] if folder == USUAL_FOLDER else [f"{key}={folder / name}" for key, name in paths.items()]
+    print(f"{folder}: {num_images} scenes, {num_boxes} boxes, and a tokenizer. Next: {' '.join(['boxcar convert demo', *overrides])}")
+
+
+def _is_demo(folder: Path) -> bool:
+    """Whether an earlier demo may be overwritten here. instances.json is the most usual name of real annotations."""
+    path = folder / "instances.json"
+    return path.is_file() and path.read_bytes()[: len(_BEGINNING)] == _BEGINNING
+
+
+def _write(folder: Path, num_images: int, seed: int) -> int:
     (folder / "images").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     categories = [{"id": number + 1, "name": name} for number, name in enumerate(SHAPES)]
@@ -52,11 +73,11 @@ def write_demo(folder: Path, num_images: int, seed: int = 0) -> None:
             common = {"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, "area": box[2] * box[3]}
             annotations.append({**common, "category_id": SHAPES.index(shape) + 1, "bbox": box})
         captions.append({"id": image_id, "image_id": image_id, "caption": _caption(things)})
-    _write_json(folder / "instances.json", {"images": images, "annotations": annotations, "categories": categories})
+    _write_json(folder / "instances.json", {"info": _INFO, "images": images, "annotations": annotations, "categories": categories})
     _write_json(folder / "captions.json", {"images": images, "annotations": captions})
     (folder / "tokenizer").mkdir(exist_ok=True)
     train_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
-    print(f"{folder}: {num_images} scenes, {len(annotations)} boxes, and a tokenizer. Next: boxcar convert demo")
+    return len(annotations)
 
 
 Thing = tuple[str, str, tuple[int, int, int, int]]

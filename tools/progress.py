@@ -11,6 +11,7 @@ from pipelines import convert as conversion
 from pipelines.verify import Report, verify_folder
 from pipelines.workdir import Commit
 from schemas.workflow import ConvertConfig
+from tools.plain import visible
 from tools.summary import print_summary
 
 
@@ -50,10 +51,10 @@ class _Bar:
 def _progress(console: Console) -> Progress:
     return Progress(
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[detail]}"),
+        TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -69,11 +70,12 @@ def convert_with_progress(config: ConvertConfig, *, as_json: bool) -> None:
             manifest, was_complete = conversion.convert(config, conversion.Progress(bar.planned, bar.committed))
     except KeyboardInterrupt:
         errors.print(
-            f"Stopped. {bar.num_done} of {bar.num_units} units are complete and kept in {config.output}; run the same command to go on."
+            f"Stopped. {bar.num_done} of {bar.num_units} units are complete and kept in {config.output}; run the same command to go on.",
+            markup=False,
         )
         sys.exit(130)
     if was_complete:
-        errors.print(f"{config.output} is complete already: same annotations, same settings. Nothing was done.")
+        errors.print(f"{config.output} is complete already: same annotations, same settings. Nothing was done.", markup=False)
     if as_json:
         print(msgspec.json.encode(manifest.counts, order="sorted").decode())
     else:
@@ -95,7 +97,7 @@ def verify_with_progress(folder: Path, *, as_json: bool) -> int:
     else:
         console = Console(soft_wrap=True)
         for problem in report.problems:
-            console.print(problem, markup=False)
+            console.print(visible(problem), markup=False)
         verdict = "all is well" if not report.problems else f"{len(report.problems)} problems"
         console.print(
             f"{folder}: {report.num_files} files, {report.num_rows:,} rows, {report.num_turns:,} turns checked: {verdict}", markup=False

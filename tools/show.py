@@ -23,6 +23,7 @@ from schemas import manifest as manifests
 from schemas.errors import ShardError
 from schemas.manifest import Manifest
 from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
+from tools.plain import visible
 
 _COLOURS_BGR = [(0, 0, 230), (0, 150, 0), (230, 80, 0), (0, 140, 255), (180, 0, 180), (160, 130, 0), (20, 90, 160), (90, 90, 90)]
 _TEXT_BOX_PX = 14
@@ -43,12 +44,12 @@ def show_row(folder: Path, number: int, out: Path | None, images: str | None) ->
 
 
 def _print(console: Console, row: dict[str, Any], family: Family) -> None:
-    console.print(Text(f"{row['sample_id']}", style="bold"), Text(f"  ({row['position']})"))
+    console.print(Text(visible(row["sample_id"]), style="bold"), Text(visible(f"  ({row['position']})")))
     for image in row["images"]:
         where = image["path"] if image["path"] is not None else f"image shard {image['shard']}, row {image['shard_row']}"
         console.print(
             Text(
-                f"image  {where}: {image['width']}x{image['height']} px -> {image['resized_width']}x{image['resized_height']} px, "
+                f"image  {visible(where)}: {image['width']}x{image['height']} px -> {image['resized_width']}x{image['resized_height']} px, "
                 f"grid {image['grid_t']},{image['grid_h']},{image['grid_w']}, {image['visual_tokens']} visual tokens"
             )
         )
@@ -64,11 +65,11 @@ def _print(console: Console, row: dict[str, Any], family: Family) -> None:
         facts = f"{turn['task']}, {turn['language']}, difficulty {turn['difficulty']:.3f}, weight {turn['weight']:g}"
         facts += f", {len(turn['prompt_ids'])} + {len(turn['answer_ids'])} tokens"
         console.print(Text(f"\nturn {number}  ", style="bold"), Text(facts, style="dim"))
-        console.print(Text("  Q  ", style="cyan"), Text(turn["question"]))
-        console.print(Text("  A  ", style="green"), Text(turn["answer"]))
+        console.print(Text("  Q  ", style="cyan"), Text(visible(turn["question"])))
+        console.print(Text("  A  ", style="green"), Text(visible(turn["answer"])))
         for box in _boxes_of(turn, family):
             values = ", ".join(map(str, box.values))
-            console.print(Text(f"     box {box_number}: [{values}]{f' {box.label}' if box.label else ''}", style="dim"))
+            console.print(Text(visible(f"     box {box_number}: [{values}]{f' {box.label}' if box.label else ''}"), style="dim"))
             box_number += 1
 
 

@@ -6,6 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from schemas.manifest import Counts, Manifest
+from tools.plain import visible
 
 PERCENTILES = (50, 90, 95, 99, 100)
 
@@ -41,10 +42,10 @@ def print_summary(console: Console, manifest: Manifest, folder: str) -> None:
             table.add_column("count", justify="right")
             table.add_column("for example", overflow="fold")
             for reason, entry in sorted(reasons.items(), key=lambda item: -item[1].count):
-                table.add_row(reason, f"{entry.count:,}", escape(entry.examples[0]) if entry.examples else "")
+                table.add_row(reason, f"{entry.count:,}", _example(entry.examples))
             console.print(table)
     for note in manifest.source_notes:
-        console.print(Text(f"Note: {note}", style="yellow"))
+        console.print(Text(visible(f"Note: {note}"), style="yellow"))
     if manifest.sizes_trusted:
         console.print(Text("Note: image sizes are the annotations' own; no image was opened (trust_sizes).", style="yellow"))
     console.print(_next_steps(manifest, folder))
@@ -96,8 +97,12 @@ def _rules(counts: Counts) -> Table:
     table.add_column("for example", overflow="fold")
     for rule, finding in sorted(counts.rules.items(), key=lambda item: -item[1].found):
         numbers = (finding.found, finding.kept, finding.fixed, finding.dropped)
-        table.add_row(rule, *(f"{number:,}" if number else "-" for number in numbers), escape(finding.examples[0]))
+        table.add_row(rule, *(f"{number:,}" if number else "-" for number in numbers), _example(finding.examples))
     return table
+
+
+def _example(examples: list[str]) -> str:
+    return escape(visible(examples[0])) if examples else ""
 
 
 def _next_steps(manifest: Manifest, folder: str) -> Group:

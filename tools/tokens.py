@@ -1,8 +1,9 @@
 """`boxcar tokens`: what an image costs, and the lists of families and formats."""
 
 import re
-from collections.abc import Sequence
-from typing import Any, TextIO
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any, TextIO
 
 import msgspec
 import numpy as np
@@ -83,58 +84,66 @@ def _resize(family: Family, sizes: Sequence[tuple[int, int]], low: Any, high: An
     return family.resize(columns[:, 0], columns[:, 1], low, high)
 
 
+_Pixels = Annotated[int, msgspec.Meta(gt=0)]
+
+
 class _Request(msgspec.Struct):
     width: int
     height: int
-    min_pixels: int | None = None
-    max_pixels: int | None = None
+    min_pixels: _Pixels | None = None
+    max_pixels: _Pixels | None = None
 
 
-def print_json_lines(family_name: str, arguments: Sequence[str], source: TextIO, target: TextIO) -> None:
-    """A line out for each line in, in order: the sizes, or the error. A bad line never stops the rest."""
+def print_json_lines(family_name: str, arguments: Sequence[str], source: Iterable[bytes], target: TextIO) -> None:
+    """A line out for each line in that is not blank, in order: the sizes, or the error. A bad line never stops the rest."""
     family = find_family(family_name)
     sizes, given = _arguments(arguments)
     if sizes:
         raise ConfigError("command line", found="sizes together with --json", expected="sizes on standard input")
-    limits = _limits(family, given)
-    pending: list[str] = []
+    _limits(family, given)
+    pending: list[bytes] = []
     for line in source:
         if line.strip():
             pending.append(line)
         if len(pending) == LINES_AT_ONCE:
-            _answer(family, limits, pending, target)
+            _answer(family, given, pending, target)
             pending = []
-    _answer(family, limits, pending, target)
+    _answer(family, given, pending, target)
 
 
-def _answer(family: Family, limits: PixelLimits, lines: Sequence[str], target: TextIO) -> None:
+def _answer(family: Family, given: dict[str, int], lines: Sequence[bytes], target: TextIO) -> None:
     decoder = msgspec.json.Decoder(_Request)
+    usual = _limits(family, given)
     requests: list[_Request | str] = []
+    limits: list[PixelLimits] = []
     for line in lines:
         try:
-            requests.append(_checked(decoder.decode(line), family))
-        except (msgspec.DecodeError, ConfigError, UnicodeEncodeError) as error:
+            request = decoder.decode(line)
+            limits.append(_limits_of(request, family, given, usual))
+            requests.append(request)
+        except (msgspec.DecodeError, ConfigError, UnicodeDecodeError) as error:
             requests.append(str(error))
     good = [request for request in requests if isinstance(request, _Request)]
-    low = np.array([limits.min_pixels if request.min_pixels is None else request.min_pixels for request in good], np.int64)
-    high = np.array([limits.max_pixels if request.max_pixels is None else request.max_pixels for request in good], np.int64)
+    low = np.array([limit.min_pixels for limit in limits], np.int64)
+    high = np.array([limit.max_pixels for limit in limits], np.int64)
     result = _resize(family, [(request.width, request.height) for request in good], low, high)
     row = 0
-    for request in requests:
-        if isinstance(request, str):
-            answer: dict[str, object] = {"error": request}
+    for entry in requests:
+        if isinstance(entry, str):
+            answer: dict[str, object] = {"error": entry}
         else:
-            answer = _sizes(result, row, request)
+            answer = _sizes(result, row, entry)
             row += 1
         target.write(msgspec.json.encode(answer).decode() + "\n")
 
 
-def _checked(request: _Request, family: Family) -> _Request:
+def _limits_of(request: _Request, family: Family, given: dict[str, int], usual: PixelLimits) -> PixelLimits:
+    """The limits of one line: its own, else those of the command."""
     if max(request.width, request.height) > 10**7:
         raise ConfigError("line", found=f"{request.width}x{request.height}", expected="at most 10,000,000 pixels a side")
-    if request.min_pixels is not None or request.max_pixels is not None:
-        resolve_limits(family, request.min_pixels, request.max_pixels)
-    return request
+    own = {"image_min_pixels": request.min_pixels, "image_max_pixels": request.max_pixels}
+    changes = {name: value for name, value in own.items() if value is not None}
+    return _limits(family, {**given, **changes}) if changes else usual
 
 
 def _sizes(result: ResizedSizes, row: int, request: _Request) -> dict[str, object]:
@@ -167,7 +176,7 @@ def print_formats() -> None:
         table.add_column(column, overflow="fold")
     common = frozenset.intersection(*(reader.uses for reader in READERS.values()))
     for name, reader in READERS.items():
-        about = (type(reader).__doc__ or "").strip().splitlines()[0]
+        about = (type(reader).__doc__ or sys.modules[type(reader).__module__].__doc__ or "").strip().partition("\n")[0]
         table.add_row(name, about, ", ".join(sorted(reader.uses - common)) or "none")
     Console().print(table)
     Console().print(f"common keys: {', '.join(sorted(common))}", soft_wrap=True)

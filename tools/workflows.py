@@ -21,10 +21,14 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[object] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<` may stand there more than once, and what it brings may be overridden
             key = self.construct_object(key_node, deep=deep)
-            if key in seen and key != "<<":
-                mark = key_node.start_mark
-                raise ConfigError(f"{mark.name}, line {mark.line + 1}", found=f"the key {key!r} a second time", expected="each key once")
+            where = f"{key_node.start_mark.name}, line {key_node.start_mark.line + 1}"
+            if not isinstance(key, Hashable):
+                raise ConfigError(where, found=f"the key {key!r}", expected="a word")
+            if key in seen:
+                raise ConfigError(where, found=f"the key {key!r} a second time", expected="each key once")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -38,16 +42,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise ConfigError(str(path), found="a folder", expected="a file of workflows") from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(str(path), found=str(error), expected="a readable UTF-8 file") from error
-    loader = _Loader(text)
-    loader.name = str(path)
     try:
+        loader = _Loader(text)
+        loader.name = str(path)
         content = loader.get_single_data()
     except yaml.YAMLError as error:
         raise ConfigError(str(path), found=f"broken YAML: {error}", expected="YAML") from error
-    finally:
-        loader.dispose()
     if not isinstance(content, dict):
-        raise ConfigError(str(path), found=f"{type(content).__name__} at the top", expected="workflow names with their sections")
+        found = "nothing" if content is None else f"{type(content).__name__} at the top"
+        raise ConfigError(str(path), found=found, expected="workflow names with their sections")
     return content
 
 
@@ -62,8 +65,11 @@ def load_workflow(path: Path, name: str, section: str, overrides: Sequence[str] 
         raise ConfigError(f"{path}, {name}", found=repr(raw), expected="sections such as `convert:`")
     if section not in raw:
         raise ConfigError(f"{path}, {name}", found=f"the sections {', '.join(raw) or 'none'}", expected=f"a section `{section}:`")
+    settings = raw[section] or {}
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{path}, {name}.{section}", found=repr(settings), expected="keys and values such as `cutoff_len: 4096`")
     merged = dict(raw)
-    merged[section] = _with_overrides(dict(raw[section] or {}), overrides)
+    merged[section] = _with_overrides(dict(settings), overrides)
     try:
         return Workflow.model_validate(merged)
     except ValidationError as error:
@@ -97,6 +103,8 @@ def _config_error(path: Path, name: str, error: ValidationError) -> ConfigError:
             problems.append(f"{place}: unknown key, expected {_known_keys(entry['loc'][:-1])}")
         elif entry["type"] == "missing":
             problems.append(f"{place}: missing")
+        elif entry["type"] == "value_error":  # of several keys at once: the message says which, the input would be the whole section
+            problems.append(f"{place}: {entry['msg'].removeprefix('Value error, ')}")
         else:
             problems.append(f"{place}: found {entry['input']!r}, {entry['msg'][:1].lower()}{entry['msg'][1:]}")
     shown = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"

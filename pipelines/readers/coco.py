@@ -4,7 +4,8 @@
 |------------|---------------------------------------------------------------------------------------------------------|
 | structure  | images [id, file_name, width, height], annotations [image_id, category_id, bbox, iscrowd], categories    |
 | bbox       | [x, y, width, height], absolute pixels, float, 0-based                                                   |
-| vocabulary | closed: every category is annotated in every image, unless `exhaustive: false`                           |
+| vocabulary | closed: every category is annotated in every image, unless `exhaustive: false`; by default only those    |
+|            | that have a box somewhere in the file                                                                    |
 | sizes      | width, height in pixels; None where missing, 0 or NaN                                                    |
 
 Traps and what is done: category ids are sparse (looked up, never counted) · ids are numbers here and text there (7 and "7" are one id) ·
@@ -17,6 +18,7 @@ nobody knows which is meant) · NaN, which Python's json writes (read; a later r
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.coco_rows import broken_labels, image_ref, images_of, plan_index, read_index, refused_image, regions_of, unknown_categories
@@ -32,13 +34,22 @@ class CocoReader:
     uses = COMMON_KEYS | {"captions", "exhaustive"}
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
-        return plan_index(config.annotations, config.captions, work_dir, records_per_unit, with_regions=True)
+        plan = plan_index(config.annotations, config.captions, work_dir, records_per_unit, with_regions=True)
+        unused = read_index(plan.units[0].path).unused_categories
+        if config.exhaustive is not None or not unused:
+            return plan
+        names = ", ".join(repr(name) for name in unused[:5]) + (", ..." if len(unused) > 5 else "")
+        note = f"{len(unused)} categories have no box in the file and are never asked for as absent ({names}); if they were looked for: "
+        note += "exhaustive: true"
+        return replace(plan, notes=(*plan.notes, note))
 
     def read(self, config: SourceConfig, unit: Unit) -> Iterator[Record | Rejected]:
         index = read_index(unit.path)
         labels = {str(key): name for key, name in index.categories}
         is_closed = config.exhaustive is not False and index.is_exhaustive
-        vocabulary = tuple(sorted(set(labels.values()))) if is_closed else ()
+        # A category that is never annotated may be no category at all (Roboflow's exports put a heading first).
+        unsure = set() if config.exhaustive else set(index.unused_categories)
+        vocabulary = tuple(sorted(set(labels.values()) - unsure)) if is_closed else ()
         duplicates = set(index.duplicate_images)
         for entry in images_of(unit.path, index, unit.start, unit.stop):
             yield from unknown_categories(index, entry, labels)

@@ -257,95 +257,14 @@ def test_a_row_decodes_to_the_conversation_of_the_model_card(family: str) -> Non
 # ---- records of every kind, with texts that are hard to cut
 
 FRAGMENTS = [
-    *(
-        '"',
-        "'",
-        "\\",
-        '\\"',
-        "\\n",
-        "]",
-        "[",
-        "]]",
-        "[[",
-        "]], ",
-        '"]',
-        '": "',
-        "}, {",
-        "},",
-        '{"',
-        "(",
-        ")",
-        "),(",
-        "<",
-        ">",
-        "</",
-        "|>",
-        "<|",
-        "`",
-        "```",
-    ),
+    *"\"'\\][)(<>`.,:;-_/#!?%",
+    *('\\"', "\\n", "]]", "[[", '"]', '":', '{"', "),(", "</", "|>", "<|", "```", "{0}", "%s", "<ref", "/ref>", "s>", "{label}", "{box}"),
+    *("]], ", '": "', "}, {", "},\n\t{", ", ", ": ", " [[", "user\n", "Picture 1: "),
     *("0", "12", "007", "3.5%", "٣", "½", "²", "１２", "[1, 2, 3, 4]", "[[001,002,003,004]]", '{"bbox_2d": [1, 2, 3, 4], "label": "x"}'),
     *(" ", "  ", "\t", "\n", "\n\n", "\r\n", "\u00a0", "\u3000", "\u2028", "\u200b", "\ufeff"),
-    *(
-        "dog",
-        "Dog",
-        "the dog",
-        "a",
-        "'s",
-        "'LL",
-        "Question:",
-        "Answer:",
-        "Picture 1: ",
-        "user\n",
-        "system",
-        "{label}",
-        "{box}",
-        "%s",
-        "{0}",
-    ),
-    *(
-        "狗",
-        "红色的车",
-        "「红」",
-        "，",
-        "犬ですか",
-        "개",
-        "🙂",
-        "👩‍👩‍👧",
-        "🇩🇪",
-        "e\u0301",
-        "\u0301",
-        "a\u0323\u0302",
-        "ﬁ",
-        "Å",
-        "\u212b",
-        "ﾊﾟ",
-        "\u1e9b\u0323",
-    ),
-    *(
-        "مرحبا",
-        "שלום",
-        "नमस्ते",
-        "ก็",
-        "\x00",
-        "\x1f",
-        "\x7f",
-        "\ue000",
-        "\U0001fffe",
-        ".",
-        ",",
-        ", ",
-        ":",
-        ": ",
-        ";",
-        "-",
-        "_",
-        "/",
-        "#",
-        "<ref",
-        "/ref>",
-        "s>",
-    ),
+    *("dog", "Dog", "the dog", "a", "'s", "'LL", "Question:", "Answer:", "system", "NaN", "null"),
+    *("狗", "红色的车", "「红」", "，", "犬ですか", "개", "🙂", "👩‍👩‍👧", "🇩🇪", "مرحبا", "שלום", "नमस्ते", "ก็"),
+    *("e\u0301", "\u0301", "a\u0323\u0302", "ﬁ", "Å", "\u212b", "ﾊﾟ", "\u1e9b\u0323", "\x00", "\x1f", "\x7f", "\ue000", "\U0001fffe"),
 ]
 SPECIAL_LOOKING = [
     "<|im_end|>",
@@ -366,8 +285,11 @@ plain = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12)
 rare = st.one_of(
     st.sampled_from(SPECIAL_LOOKING), st.integers(0, 40).map(lambda length: "very long " * length), st.just("\ud800"), st.just("")
 )
-texts = st.one_of(pieces, pieces, plain, st.tuples(pieces, rare, pieces).map("".join))
-"""Half of them pieces of trouble; some hold a special token or a lone surrogate, and must then be left out and counted."""
+troubled = st.tuples(pieces, rare, pieces).map("".join)
+texts = st.one_of(pieces, pieces, plain, troubled)
+"""Some hold a special token or a lone surrogate, and their turns must be left out and counted."""
+dialogue_texts = st.integers(0, 19).flatmap(lambda die: pieces if die < 10 else plain if die < 19 else troubled)
+"""One such text rejects a whole dialogue."""
 
 
 @st.composite
@@ -416,7 +338,7 @@ def dialogue_records(draw: st.DrawFn, record_id: str = "1", *, max_images: int, 
     marks = st.builds(
         BoxMark,
         st.lists(boxes_in(width, height), min_size=1, max_size=3).map(tuple),
-        st.one_of(st.just(""), texts),
+        st.one_of(st.just(""), dialogue_texts),
         st.just(image_index),
     )
     num_turns = draw(st.integers(1, max_turns))
@@ -424,16 +346,16 @@ def dialogue_records(draw: st.DrawFn, record_id: str = "1", *, max_images: int, 
     turn_of_image = sorted(draw(st.lists(st.integers(0, num_turns - 1), min_size=len(images), max_size=len(images))))
     turns = []
     for number in range(num_turns):
-        question: list[Part] = list(draw(st.lists(st.one_of(texts, marks), min_size=1, max_size=4)))
+        question: list[Part] = list(draw(st.lists(st.one_of(dialogue_texts, marks), min_size=1, max_size=4)))
         for index in [index for index, turn in enumerate(turn_of_image) if turn == number]:
             first = 1 + max((place for place, part in enumerate(question) if isinstance(part, ImageMark)), default=-1)
             question.insert(draw(st.integers(first, len(question))), ImageMark(index))
-        turns.append(DialogueTurn(tuple(question), tuple(draw(st.lists(st.one_of(texts, marks), min_size=1, max_size=4)))))
-    system = draw(st.one_of(st.none(), st.just(""), texts))
+        turns.append(DialogueTurn(tuple(question), tuple(draw(st.lists(st.one_of(dialogue_texts, marks), min_size=1, max_size=4)))))
+    system = draw(st.one_of(st.none(), st.just(""), dialogue_texts))
     return Record(record_id, "row 1", images, dialogue=tuple(turns), system=system)
 
 
-MODERATE = hypothesis_settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+MODERATE = hypothesis_settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @MODERATE
@@ -514,7 +436,7 @@ def real_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
     found = {}
     for name, (reader, images, places) in sources.items():
         root = str(SHARED / "data" / images)
-        config = SourceConfig(reader=name, images=root, **places)
+        config = SourceConfig.model_validate({"reader": name, "images": root, **places})
         items = [item for one in reader.plan(config, tmp_path_factory.mktemp(name), 4096).units for item in reader.read(config, one)]
         found[name] = (root, [item for item in items if not isinstance(item, Rejected)])
     return found
@@ -525,6 +447,7 @@ def real_records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[st
 @pytest.mark.parametrize("source", ["coco", "voc"])
 def test_real_data_composes_exactly(family: str, tokenizer: str, source: str, real_records: dict[str, tuple[str, list[Record]]]) -> None:
     root, records = real_records[source]
+    records = records[::4] if source == "voc" else records  # microscope pictures are much alike
     unit = new_unit(family, tokenizer, trust_sizes=False)
     result = unit.convert(records, header_reader(root, trust_sizes=False))
     assert result.counts.rows_written > 0.9 * len(records)
@@ -545,8 +468,18 @@ def talk(
 
 ASK = (ImageMark(0), "Where is it?")
 DIALOGUES = [
-    pytest.param("qwen2_vl", talk((ASK, (BoxMark((BOX,), "dog"),))), ["<V>Where is it?", "<R>dog</R><B>(100,200),(500,900)</B>"], id="an answer of boxes alone is the family's answer"),
-    pytest.param("qwen2_vl", talk((ASK, (BoxMark((BOX,)),))), ["<V>Where is it?", "<B>(100,200),(500,900)</B>"], id="boxes without a label"),
+    pytest.param(
+        "qwen2_vl",
+        talk((ASK, (BoxMark((BOX,), "dog"),))),
+        ["<V>Where is it?", "<R>dog</R><B>(100,200),(500,900)</B>"],
+        id="an answer of boxes alone is the family's answer",
+    ),
+    pytest.param(
+        "qwen2_vl",
+        talk((ASK, (BoxMark((BOX,)),))),
+        ["<V>Where is it?", "<B>(100,200),(500,900)</B>"],
+        id="boxes without a label",
+    ),
     pytest.param(
         "qwen2_vl",
         talk((("Is", ImageMark(0), "like", ImageMark(1), "?"), ("No, ", BoxMark((BOX, BOX), "dogs", 0), ".")), images=PICTURES),
@@ -565,10 +498,30 @@ DIALOGUES = [
         ["Hi. <V>", "Yes."],
         id="white space at the ends goes, also over several parts",
     ),
-    pytest.param("qwen2_5_vl", talk((ASK, ("It is at ", BoxMark((BOX,), 'a "dog"'), "."))), ["<V>Where is it?", 'It is at {"bbox_2d": [101, 202, 504, 907], "label": "a \\"dog\\""}.'], id="JSON in running text"),
-    pytest.param("cogvlm", talk(((ImageMark(0), "\nWhere is it?"), (BoxMark((BOX, BOX), "dog"),))), ["Where is it?", "[[100,200,500,900;100,200,500,900]]"], id="CogVLM's image leaves no line break behind"),
-    pytest.param("cogvlm", talk((ASK, (BoxMark((BOX,), "dog"), " ", BoxMark((BOX,), "cat")))), ["Where is it?", "dog [[100,200,500,900]], cat [[100,200,500,900]]"], id="CogVLM names labels where there are several"),
-    pytest.param("cogvlm", talk((ASK, (BoxMark((BOX,), "dog"), " ", BoxMark((BOX,))))), ["Where is it?", "dog [[100,200,500,900]] [[100,200,500,900]]"], id="a box with a label beside one without"),
+    pytest.param(
+        "qwen2_5_vl",
+        talk((ASK, ("It is at ", BoxMark((BOX,), 'a "dog"'), "."))),
+        ["<V>Where is it?", 'It is at {"bbox_2d": [101, 202, 504, 907], "label": "a \\"dog\\""}.'],
+        id="JSON in running text",
+    ),
+    pytest.param(
+        "cogvlm",
+        talk(((ImageMark(0), "\nWhere is it?"), (BoxMark((BOX, BOX), "dog"),))),
+        ["Where is it?", "[[100,200,500,900;100,200,500,900]]"],
+        id="CogVLM's image leaves no line break behind",
+    ),
+    pytest.param(
+        "cogvlm",
+        talk((ASK, (BoxMark((BOX,), "dog"), " ", BoxMark((BOX,), "cat")))),
+        ["Where is it?", "dog [[100,200,500,900]], cat [[100,200,500,900]]"],
+        id="CogVLM names labels where there are several",
+    ),
+    pytest.param(
+        "cogvlm",
+        talk((ASK, (BoxMark((BOX,), "dog"), " ", BoxMark((BOX,))))),
+        ["Where is it?", "dog [[100,200,500,900]] [[100,200,500,900]]"],
+        id="a box with a label beside one without",
+    ),
     pytest.param(
         "cogvlm_chat",
         talk((ASK, ("There.",)), ((" And now? ",), ("Gone.",))),
@@ -578,10 +531,13 @@ DIALOGUES = [
     pytest.param(
         "cogvlm2",
         talk((("What is at ", BoxMark((BOX,)), "?", ImageMark(0)), ("A dog.",)), (("And now?",), ("Gone.",))),
-        ["Question: What is at [[100,200,500,900]]? Answer:", "A dog.", "Question: What is at [[100,200,500,900]]? Answer: A dog.\nQuestion: And now? Answer:", "Gone."],
+        [
+            *("Question: What is at [[100,200,500,900]]? Answer:", "A dog."),
+            *("Question: What is at [[100,200,500,900]]? Answer: A dog.\nQuestion: And now? Answer:", "Gone."),
+        ],
         id="a box in the history",
     ),
-]  # fmt: skip
+]
 SHORTHAND = {
     "<V>": "<|vision_start|><|image_pad|><|vision_end|>",
     "<R>": "<|object_ref_start|>",

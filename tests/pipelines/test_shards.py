@@ -121,7 +121,7 @@ def test_a_row_that_is_not_there_is_an_error(tmp_path: Path, sizes: tuple[int, .
 def test_an_arrow_file_of_another_schema_version_is_refused(tmp_path: Path) -> None:
     newer = ROW_SCHEMA.with_metadata({**ROW_SCHEMA.metadata, b"boxcar.version": b"99"})
     write_rows(tmp_path / "rows.arrow", newer.empty_table())
-    with pytest.raises(ShardError, match="schema row version 99, expected row version 1.*Convert again"):
+    with pytest.raises(ShardError, match=r"schema row version 99, expected row version 1.*Convert again"):
         open_rows(tmp_path / "rows.arrow", ROW_SCHEMA)
 
 
@@ -142,7 +142,7 @@ def test_an_arrow_file_of_another_schema_is_refused(tmp_path: Path, schema: pa.S
 @pytest.mark.parametrize("content", [b"", b"no Arrow file", b"ARROW1\0\0" * 20], ids=["empty", "text", "magic alone"])
 def test_what_is_no_arrow_file_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "rows.arrow").write_bytes(content)
-    with pytest.raises(ShardError, match="does not open.*expected an Arrow IPC file"):
+    with pytest.raises(ShardError, match=r"does not open.*expected an Arrow IPC file"):
         open_rows(tmp_path / "rows.arrow", ROW_SCHEMA)
 
 

@@ -119,11 +119,38 @@ def test_an_output_may_be_a_uri_of_a_local_folder(tmp_path: Path) -> None:
 )
 def test_another_run_is_refused_with_both_values(tmp_path: Path, changes: dict[str, Any], found: str) -> None:
     work = opened(tmp_path)
+    work.write_plan(PLAN)
     before = (work.state / "run.json").read_bytes()
     with pytest.raises(ConfigError) as caught:
         work.open(a_run(**changes))
     assert found in str(caught.value)
     assert (work.state / "run.json").read_bytes() == before
+
+
+def test_a_run_that_ended_before_its_plan_gives_way_to_another(tmp_path: Path) -> None:
+    """A wrong path in the first try must not stand in the way of the second."""
+    work = opened(tmp_path)
+    other = a_run(stamps={}, boxcar_version="2")
+    work.open(other)
+    assert json.loads((work.state / "run.json").read_bytes())["boxcar_version"] == "2"
+    work.require_own(other)
+    with pytest.raises(ConfigError, match="boxcar 2 there, 1 here"):
+        work.require_own(a_run())
+
+
+def test_a_run_that_is_only_about_to_plan_gives_way_to_nobody(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    with work.lock(), pytest.raises(BoxcarError, match="another boxcar convert at work"):
+        WorkDir(str(tmp_path)).open(a_run(boxcar_version="2"))
+    assert json.loads((work.state / "run.json").read_bytes())["boxcar_version"] == "1"
+
+
+@pytest.mark.parametrize("made", ["manifest.json", f"{STATE_FOLDER}/units/00000.json"])
+def test_what_was_made_under_a_run_keeps_its_folder(tmp_path: Path, made: str) -> None:
+    work = opened(tmp_path)
+    (tmp_path / made).touch()
+    with pytest.raises(ConfigError, match="found another conversion"):
+        work.open(a_run(boxcar_version="2"))
 
 
 @pytest.mark.parametrize(
@@ -177,8 +204,11 @@ def test_one_driver_at_a_time(tmp_path: Path) -> None:
 
 def test_a_driver_that_was_killed_holds_no_lock(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    holder = f"import time; from pipelines.workdir import WorkDir\nwith WorkDir({str(tmp_path)!r}).lock():\n print('held', flush=True); time.sleep(60)"
-    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+    holder = (
+        "import sys, time; from pipelines.workdir import WorkDir\n"
+        "with WorkDir(sys.argv[1]).lock():\n print('held', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", holder, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(BoxcarError, match="another boxcar convert"), work.lock():

@@ -124,7 +124,7 @@ def test_a_manifest_of_another_version_is_refused_by_its_version(tmp_path: Path,
 
 
 def test_without_a_manifest_the_conversion_is_not_complete(tmp_path: Path) -> None:
-    with pytest.raises(ShardError, match="found no such file, expected the manifest of a complete conversion.*goes on where it stopped"):
+    with pytest.raises(ShardError, match=r"found no such file, expected the manifest of a complete conversion.*goes on where it stopped"):
         load(tmp_path)
     (tmp_path / MANIFEST_NAME).mkdir()
     with pytest.raises(ShardError, match="directory"):

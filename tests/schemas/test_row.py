@@ -63,7 +63,7 @@ def test_a_schema_carries_its_kind_and_version_through_a_file(schema: pa.Schema,
 
 
 def test_columns_change_only_together_with_the_version() -> None:
-    """Whoever edits this list has changed what is on disk: old shards must be refused, so count up ROW_SCHEMA_VERSION, and this test's 1."""
+    """Whoever edits this list has changed what is on disk: old shards must be refused: count up ROW_SCHEMA_VERSION, and the 1 below."""
     assert ROW_SCHEMA_VERSION == 1
     assert ROW_SCHEMA.names == [
         *("sample_id", "source", "split", "position", "images", "turns", "ordered"),

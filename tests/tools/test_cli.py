@@ -4,7 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,7 @@ def test_rejections_are_shown_with_their_reason_and_where_they_are_kept(demo: Pa
 BROKEN_WORKFLOWS = [
     pytest.param(minimal(), ["large"], [], ["flows.yaml: found no workflow 'large', expected one of: small"], id="unknown workflow"),
     pytest.param("{}", ["small"], [], ["no workflow 'small', expected one of: none"], id="no workflows"),
-    pytest.param("", ["small"], [], ["flows.yaml: found nothing|NoneType at the top"], id="empty file"),
+    pytest.param("", ["small"], [], ["flows.yaml: found nothing, expected workflow names"], id="empty file"),
     pytest.param("- a\n- b\n", ["small"], [], ["list at the top, expected workflow names"], id="a list"),
     pytest.param("small: 3\n", ["small"], [], ["flows.yaml, small: found 3, expected sections such as `convert:`"], id="a number"),
     pytest.param("small:\n", ["small"], [], ["flows.yaml, small: found None, expected sections"], id="nothing below the name"),
@@ -266,7 +266,7 @@ def test_a_mistake_in_a_workflow_is_named_with_place_and_way_out(
 ) -> None:
     flow = write_workflows(tmp_path, content)
     message = mistake("convert", *arguments, "--file", flow, *options)
-    assert message.startswith("ConfigError: ")
+    assert "ConfigError: " in message
     for part in expected:
         assert any(choice in message for choice in part.split("|")), message
     assert not (tmp_path / "out").exists()
@@ -295,7 +295,7 @@ def test_a_file_of_workflows_that_cannot_be_read_is_named(tmp_path: Path, make: 
 def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> None:
     flow = write_workflows(tmp_path, minimal(tasks={"caption": {"share": 0.5, "weight": 2}}, languages={"en": 0.5, "zh": 0.5}))
     overrides = ["cutoff_len=99", "tasks.caption.share=0", "tasks.absent.max_per_sample=null", "rules.crowd=keep", "seed=1", "seed=2"]
-    overrides += ["tasks.detect.prompts.en=[Where is {label}?]", "output=a=b c#d", "captions="]
+    overrides += ["tasks.detect.prompts.en=['Where is {label}?']", "output=a=b c#d", "captions="]
     plain, changed = (load_workflow(flow, "small", "convert", given).convert for given in ([], overrides))
     assert plain is not None
     assert changed is not None
@@ -303,7 +303,6 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
     for path, value in {
         "cutoff_len": 99,
         "tasks.caption.share": 0,
-        "tasks.absent.share": None,
         "rules.crowd": "keep",
         "seed": 2,
         "output": "a=b c#d",
@@ -312,11 +311,11 @@ def test_overrides_change_what_they_name_and_nothing_else(tmp_path: Path) -> Non
         at = before
         for parent in parents:
             at = at[parent]
-        if value is not None:
-            at[last] = value
+        at[last] = value
     before["tasks"]["detect"]["prompts"] = {"en": ("Where is {label}?",)}
     before["tasks"]["absent"]["max_per_sample"] = None
     assert after == before
+    assert after["tasks"]["caption"]["max_per_sample"] == 1, "a default of this task"
     assert after["tasks"]["caption"]["weight"] == 2
     assert load_workflow(flow, "small", "convert").convert == plain, "the file is read anew"
 
@@ -372,7 +371,7 @@ def test_the_schema_accepts_what_is_right_and_nothing_else() -> None:
     validator = jsonschema.Draft202012Validator(printed)
     own = yaml.safe_load((REPOSITORY / "workflows.yaml").read_text())
     assert list(validator.iter_errors(own)) == []
-    assert list(validator.iter_errors(minimal())) == []
+    assert list(validator.iter_errors(minimal(tasks={"caption": {"weight": 2}}))) == []
     wrong = [
         minimal(cutof_len=1),
         minimal(cutoff_len="long"),
@@ -478,8 +477,8 @@ LINES: list[tuple[str, bytes, dict[str, Any] | str]] = [
         {"resized_width": 336, "resized_height": 336, "grid_thw": [1, 24, 24], "visual_tokens": 144},
     ),
     ("null limits", b'{"width": 640, "height": 480, "max_pixels": null}', GOOD_ANSWER),
-    ("cut", b'{"width": 640, "hei', "truncated"),
-    ("no JSON", b"640x480", "malformed|trailing|invalid|expected"),
+    ("cut", b'{"width": 640, "hei', "truncated|malformed"),
+    ("no JSON", b"640x480", "got `int`"),
     ("a list", b"[640, 480]", "object"),
     ("no height", b'{"width": 640}', "height"),
     ("a text", b'{"width": "640", "height": 480}', "int"),
@@ -488,7 +487,7 @@ LINES: list[tuple[str, bytes, dict[str, Any] | str]] = [
     ("no pixels", b'{"width": 0, "height": 480}', "side without pixels"),
     ("thin", b'{"width": 1000, "height": 4}', "aspect ratio of 250.00"),
     ("huge", b'{"width": 10000001, "height": 480}', "at most 10,000,000"),
-    ("beyond 64 bits", b'{"width": 99999999999999999999, "height": 480}', "int|range|number"),
+    ("beyond 64 bits", b'{"width": 99999999999999999999, "height": 480}', "at most 10,000,000"),
     ("limits crossed", b'{"width": 640, "height": 480, "min_pixels": 9000, "max_pixels": 8000}', "at most image_max_pixels, 8000"),
     ("limit below a token", b'{"width": 640, "height": 480, "max_pixels": 5}', "at least 784"),
     ("no UTF-8", b'{"width": 640, "height": 480, "name": "caf\xe9"}', GOOD_ANSWER),
@@ -608,7 +607,7 @@ def shards_of(
     folder: Path,
     tokenizer: Path,
     size_wh: tuple[int, int],
-    boxes: list[list[float]],
+    boxes: Sequence[Sequence[float]],
     labels: tuple[str, ...] = ("cat", "dog"),
     **changes: Any,
 ) -> Path:
@@ -709,13 +708,13 @@ def test_a_picture_that_cannot_be_written_is_a_mistake(demo: Path, tmp_path: Pat
 
 def test_labels_are_printed_as_they_are_and_obeyed_by_no_terminal(demo: Path, tmp_path: Path) -> None:
     labels = ("[red]cat[/red]", "\x1b[31mdog\x1b[0m\x1b]0;owned\x07", "[/]", "a\rb\x08", "🙂 猫 [link=http://x]")
-    boxes: list[list[float]] = [[10 + 50 * number, 20, 40, 50] for number in range(len(labels))]
+    boxes = [[10 + 50 * number, 20, 40, 50] for number in range(len(labels))]
     folder = shards_of(tmp_path, demo / "tokenizer", (280, 280), boxes, labels)
     for environment in ({}, {"FORCE_COLOR": "1"}):
         done = CliRunner(env=environment).invoke(main, ["show", str(folder), "--no-picture"])
         assert done.exit_code == 0
         for label in ("[red]cat[/red]", "[/]", "🙂 猫 [link=http://x]"):
-            assert f"] {label}\n" in done.output, "below the answer, decoded"
+            assert f"] {label}" in done.output, "below the answer, decoded"
         for control in ("\x1b[31m", "\x1b]0;", "\x07", "\x08", "a\rb"):
             assert control not in done.output
     assert "\\x1b[31mdog" in invoke("show", folder, "--no-picture").stdout

@@ -172,8 +172,19 @@ def test_vocabulary(tmp_path: Path, exhaustive: bool | None, vocabulary: tuple[s
 
 
 def test_no_annotations_at_all_are_images_without_objects(tmp_path: Path) -> None:
-    found = records(tmp_path, {**FILE, "annotations": []})
+    found = records(tmp_path, {**FILE, "annotations": []}, exhaustive=True)
     assert [(record.regions, record.vocabulary) for record in found.values()] == [((), VOCABULARY)] * 2
+
+
+def test_a_category_that_is_never_annotated_is_not_taught_as_absent_unless_the_user_says_so(tmp_path: Path) -> None:
+    # Roboflow puts a heading first among the categories: every image shows cells, and none has a box of that name.
+    file = {**FILE, "categories": [{"id": 0, "name": "cells"}, *FILE["categories"]]}
+    plan, items = load(tmp_path, file)
+    assert {item.vocabulary for item in items if isinstance(item, Record)} == {VOCABULARY}
+    assert [note for note in plan.notes if "'cells'" in note and "exhaustive: true" in note]
+    plan, items = load(tmp_path, file, exhaustive=True)
+    assert {item.vocabulary for item in items if isinstance(item, Record)} == {("cells", *VOCABULARY)}
+    assert plan.notes == ()
 
 
 # What cannot be used

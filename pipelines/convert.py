@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -45,10 +45,25 @@ OnCommit = Callable[[Commit], None]
 class Progress:
     """What a caller is told while a conversion runs."""
 
-    planned: Callable[[int, int | None, list[Commit]], None]
-    """(number of units, number of records if known, units that an earlier run completed)."""
+    planned: "Callable[[int, int | None, Done], None]"
+    """(number of units, number of records if known, what an earlier run completed)."""
     committed: OnCommit
     """A unit is complete."""
+
+
+@dataclass
+class Done:
+    """Units that are complete. Their commits stay on disk: with their histograms, those of a giant source fill half a gigabyte."""
+
+    units: set[int] = field(default_factory=set)
+    records_read: int = 0
+    records_rejected: int = 0
+
+    def add(self, commit: Commit | None) -> None:
+        if commit is not None:
+            self.units.add(commit.number)
+            self.records_read += commit.counts.records_read
+            self.records_rejected += commit.counts.num_rejected
 
 
 class _Job(msgspec.Struct):
@@ -85,28 +100,30 @@ def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
             plan = _plan(config_paths, work, reader)
         if work.manifest_path.exists():
             return _finished(work, plan), True
-        commits = [work.read_commit(number) for number in range(len(plan.units))]
-        done = [commit for commit in commits if commit is not None]
-        progress.planned(len(plan.units), plan.num_records, done)
-        pending = [number for number, commit in enumerate(commits) if commit is None]
+        num_units = len(plan.units)
+        done = Done()
+        for number in range(num_units):
+            done.add(work.read_commit(number))
+        progress.planned(num_units, plan.num_records, done)
+        pending = [number for number in range(num_units) if number not in done.units]
         work.forget_attempts()
         job = _Job(config_paths.model_dump(mode="json"), images_root(config_paths), source_name(config))
         execute = _run_inline if config.executor == "inline" else _run_with_ray
         for number in execute(job, pending, config.num_workers):
             commit = work.read_commit(number)
+            done.add(commit)
             if commit is not None:
-                commits[number] = commit
                 progress.committed(commit)
-        missing = [number for number, commit in enumerate(commits) if commit is None]
+        missing = [number for number in range(num_units) if number not in done.units]
         if missing:
             raise BoxcarError(
                 str(work.folder),
-                found=f"{len(missing)} of {len(commits)} units without a result, the first is unit {missing[0]}",
+                found=f"{len(missing)} of {num_units} units without a result, the first is unit {missing[0]}",
                 expected="all of them",
                 fix="Run the same command again: only what is missing is done. If it fails again, a worker dies on it: is there memory for "
                 "records_per_shard records on each core?",
             )
-        manifest = _manifest(run, plan, [commit for commit in commits if commit is not None], work, job)
+        manifest = _manifest(run, plan, work, job)
         with storage.atomic_write(work.manifest_path) as stream:
             stream.write(manifests.dump(manifest))
         work.finish()
@@ -115,8 +132,8 @@ def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
 
 def _check_keys(config: ConvertConfig, uses: frozenset[str]) -> None:
     """Refuse keys of the source that the format does not know: a forgotten key would be ignored in silence."""
-    for name, field in SourceConfig.model_fields.items():
-        if name not in uses and getattr(config, name) != field.default:
+    for name, known in SourceConfig.model_fields.items():
+        if name not in uses and getattr(config, name) != known.default:
             raise ConfigError(
                 f"convert.{name}",
                 found=f"{getattr(config, name)!r}",
@@ -319,19 +336,25 @@ def _run_with_ray(job: _Job, pending: Sequence[int], num_workers: int | None) ->
 # --- the manifest -------------------------------------------------------------------------------------------------------------------------
 
 
-def _manifest(run: Run, plan: SavedPlan, commits: Sequence[Commit], work: WorkDir, job: _Job) -> Manifest:
+def _manifest(run: Run, plan: SavedPlan, work: WorkDir, job: _Job) -> Manifest:
     counts = Counts()
-    quarantine = [commit.rejected for commit in commits if commit.rejected is not None]
+    shards: list[FileEntry] = []
+    images: list[FileEntry] = []
+    quarantine: list[FileEntry] = []
     if plan.rejected:
         # Rows of the annotations that belong to no unit: dangling and unreadable ones.
         counts.records_read += len(plan.rejected)
         for entry in plan.rejected:
             counts.records_rejected.setdefault(entry.reason, Rejections()).add(Rejections(1, [f"{entry.position}: {entry.detail}"]))
-        quarantine.insert(0, write_quarantine(work.folder / "rejected-plan.jsonl", plan.rejected))
-    for commit in commits:
+        quarantine.append(write_quarantine(work.folder / "rejected-plan.jsonl", plan.rejected))
+    for number in range(len(plan.units)):
+        commit = work.load_commit(number)
+        assert commit is not None, "every unit was seen complete"
         counts.add(commit.counts)
+        shards.append(commit.rows)
+        images += [commit.images] if commit.images else []
+        quarantine += [commit.rejected] if commit.rejected else []
     _check_counts(counts)
-    shards = [commit.rows for commit in commits]
     return Manifest(
         boxcar_version=run.boxcar_version,
         contract=run.contract,
@@ -341,7 +364,7 @@ def _manifest(run: Run, plan: SavedPlan, commits: Sequence[Commit], work: WorkDi
         images_root=job.images_root,
         sizes_trusted=bool(run.settings["trust_sizes"]),
         shards=shards,
-        image_shards=[commit.images for commit in commits if commit.images is not None],
+        image_shards=images,
         quarantine=quarantine,
         counts=counts,
     )

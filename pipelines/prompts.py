@@ -98,6 +98,10 @@ def with_overrides(bank: PromptBank, tasks: TasksConfig) -> PromptBank:
     for task, slot in [*_SLOTS.items(), ("caption", "")]:
         own = getattr(tasks, task).prompts
         for language, prompts in own.items():
+            if not prompts:
+                raise ConfigError(
+                    f"convert.tasks.{task}.prompts.{language}", found="no prompt", expected="one at least", fix="Or leave the key out."
+                )
             for prompt in prompts:
                 if prompt.count(slot) != 1 if slot else "{label}" in prompt or "{box}" in prompt:
                     raise ConfigError(

@@ -233,14 +233,18 @@ class WorkDir:
 
     def read_commit(self, number: int) -> Commit | None:
         """The unit's commit, if its files are on disk as they were written."""
+        commit = self.load_commit(number)
+        return None if commit is None or any(check_file(self.folder, entry) for entry in commit.files) else commit
+
+    def load_commit(self, number: int) -> Commit | None:
+        """The unit's commit, its files unseen."""
         path = self.units_folder / f"{number:05d}.json"
         if not path.exists():
             return None
         try:
-            commit = msgspec.json.decode(path.read_bytes(), type=Commit)
+            return msgspec.json.decode(path.read_bytes(), type=Commit)
         except _UNREADABLE:
             return None
-        return None if any(check_file(self.folder, entry) for entry in commit.files) else commit
 
     @contextmanager
     def attempt(self, number: int) -> Iterator[bool]:

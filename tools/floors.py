@@ -5,8 +5,8 @@
     ground       pipelines/  no torch
     foundation   schemas/
 
-Fails (exit code 1) on an import that points up, on a circle, on a sibling that visits a sibling (reader to reader, family to family), on
-torch below the first floor, and on an `__init__.py` that is not empty. Reads the source, imports nothing.
+Fails (exit code 1) on an import that points up or at tests/, on a circle, on a sibling that visits a sibling (reader to reader, family to
+family), on torch below the first floor, and on an `__init__.py` that is not empty. Reads the source, imports nothing.
 """
 
 import ast
@@ -28,13 +28,15 @@ def module_name(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts)
 
 
-def imports_of(path: Path) -> Iterator[str]:
-    """Every module that a file imports, anywhere in it. `from a import b` is a.b where that is a file, else a."""
+def imports_of(path: Path, name: str) -> Iterator[str]:
+    """Every module that a file imports, anywhere in it. `from a import b` is a.b where that is a file, else a. `name`: of the file."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = name.split(".")[: -node.level] if node.level else []
+            module = ".".join([*start, *([node.module] if node.module else [])])
+            yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def house(root: Path) -> dict[str, set[str]]:
@@ -43,7 +45,7 @@ def house(root: Path) -> dict[str, set[str]]:
     arrows: dict[str, set[str]] = {}
     for name, path in files.items():
         found = set()
-        for target in imports_of(path):
+        for target in imports_of(path, name):
             parent = target.rpartition(".")[0]
             if target.partition(".")[0] in FLOORS:
                 found.add(target if target in files else parent if parent in files else target)
@@ -63,6 +65,8 @@ def problems(root: Path) -> list[str]:
             target_floor = target.partition(".")[0]
             if target_floor in FLOORS and FLOORS.index(target_floor) > FLOORS.index(floor):
                 found.append(f"{name} imports {target}: an arrow that points up")
+            if target == "tests":
+                found.append(f"{name} imports tests: nobody does")
             if floor in NO_TORCH and target_floor in TORCH - TORCH_DOORS.get(name, set()):
                 found.append(f"{name} imports {target}: no torch below the first floor")
         found += _visits(name, targets)

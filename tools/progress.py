@@ -23,23 +23,19 @@ class _Bar:
         self.task: TaskID = progress.add_task("reading the annotations", total=None, detail="")
         self.num_units = self.num_done = self.read = self.rejected = self.read_before = 0
 
-    def planned(self, num_units: int, num_records: int | None, done: list[Commit]) -> None:
-        self.num_units = num_units
-        for commit in done:
-            self._count(commit)
-        self.read_before = self.read
-        what = "converting" if not done else f"going on ({len(done)} of {num_units} units were complete)"
+    def planned(self, num_units: int, num_records: int | None, done: conversion.Done) -> None:
+        self.num_units, self.num_done = num_units, len(done.units)
+        self.read = self.read_before = done.records_read
+        self.rejected = done.records_rejected
+        what = f"going on ({self.num_done} of {num_units} units were complete)" if done.units else "converting"
         self.progress.update(self.task, description=what, total=num_records)
         self._show()
 
     def committed(self, commit: Commit) -> None:
-        self._count(commit)
-        self._show()
-
-    def _count(self, commit: Commit) -> None:
         self.num_done += 1
         self.read += commit.counts.records_read
         self.rejected += commit.counts.num_rejected
+        self._show()
 
     def _show(self) -> None:
         elapsed = self.progress.tasks[0].elapsed or 0.0

@@ -134,33 +134,13 @@ def family_cutoff(family: str) -> int:
 SPECIAL = re.compile(r"</?(?:ref|box|img|quad)>|<imgpad>|<\|.*?\|>|</?s>|<unk>", re.DOTALL)
 """What no label may hold: `pipelines.texts` refuses the special tokens of any family."""
 
-label_pieces = st.sampled_from(
-    [
-        *'"\\]}{[)(<>,;:. \n\t0',
-        '"]',
-        '": "',
-        "]]",
-        "[[",
-        "dog",
-        "the dog",
-        "红色的车",
-        "🙂",
-        "é",
-        '\\"',
-        "\\u0041",
-        "12",
-        "a-b",
-        "]],",
-        "[[001,002,003,004]]",
-        "(1,2),(3,4)",
-        '{"bbox_2d": [1, 2, 3, 4], "label": "x"}',
-        "```",
-        "```json\n[\n\t",
-        "<ref",
-        "/box>",
-        "\u2028",
-    ]
-)
+LABEL_PIECES = [
+    *'"\\]}{[)(<>,;:. \n\t0',
+    *('"]', '": "', "]]", "[[", "]],", '\\"', "\\u0041", "```", "```json\n[\n\t", "<ref", "/box>", "12", "a-b"),
+    *("dog", "the dog", "红色的车", "🙂", "e\u0301", "\u2028"),
+    *("[[001,002,003,004]]", "(1,2),(3,4)", '{"bbox_2d": [1, 2, 3, 4], "label": "x"}'),
+]
+label_pieces = st.sampled_from(LABEL_PIECES)
 labels = st.one_of(st.lists(label_pieces, min_size=1, max_size=5).map("".join), st.text(min_size=1, max_size=12)).filter(
     lambda label: bool(label.strip()) and not SPECIAL.search(label)
 )
@@ -217,12 +197,8 @@ def test_an_empty_list_is_no_boxes(family: str) -> None:
     assert text.box_text.find_boxes(text.not_found["en"]) == []
 
 
-prose = st.lists(
-    st.sampled_from(
-        ["dog", " ", "12", ", ", "1, 2, 3, 4", "(1,2),(3,4)", "[1, 2, 3, 4]", "001,002,003,004", ".", "\n", "狗", "label", '"']
-    ),
-    max_size=8,
-).map("".join)
+PROSE = ["dog", " ", "12", ", ", "1, 2, 3, 4", "(1,2),(3,4)", "[1, 2, 3, 4]", "001,002,003,004", ".", "\n", "狗", "label", '"']
+prose = st.lists(st.sampled_from(PROSE), max_size=8).map("".join)
 
 
 @pytest.mark.parametrize("family", ONE_OF_EACH_TEXT)
@@ -249,43 +225,13 @@ def test_digits_of_prose_are_no_boxes(family: str, text: str) -> None:
     assert FAMILIES[family].box_text.find_boxes(text) == []
 
 
-box_noise = st.lists(
-    st.sampled_from(
-        [
-            *'[]{}()<>,;:"\\ \n\t0٣',
-            "<ref>",
-            "</ref>",
-            "<box>",
-            "</box>",
-            "(1,2),(3,4)",
-            "dog",
-            "[[",
-            "]]",
-            "001,002,003,004",
-            '{"bbox_2d": [',
-            "1, 2, 3, 4",
-            '], "label": "',
-            '"}',
-            "},\n\t",
-            "```json\n[\n\t",
-            "\n]\n```",
-            "<|object_ref_start|>",
-            "<|object_ref_end|>",
-            "<|box_start|>",
-            "<|box_end|>",
-            "9" * 5000,
-            "-1",
-            "1e9",
-            "1.5",
-            "null",
-            "[" * 2000,
-            "\\ud800",
-            "\\q",
-            '{"bbox_2d": null}',
-        ]
-    ),
-    max_size=14,
-).map("".join)
+NOISE = [
+    *'[]{}()<>,;:"\\ \n\t0٣',
+    *("<ref>", "</ref>", "<box>", "</box>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>"),
+    *("(1,2),(3,4)", "[[", "]]", "001,002,003,004", '{"bbox_2d": [', "1, 2, 3, 4", '], "label": "', '"}', "},\n\t", '{"bbox_2d": null}'),
+    *("```json\n[\n\t", "\n]\n```", "9" * 5000, "-1", "1e9", "1.5", "null", "[" * 2000, "\\ud800", "\\q", "dog"),
+]
+box_noise = st.lists(st.sampled_from(NOISE), max_size=14).map("".join)
 
 
 @st.composite

@@ -366,3 +366,15 @@ def test_a_complete_conversion_keeps_only_whose_it_is(tmp_path: Path) -> None:
     assert json.loads((work.state / "run.json").read_bytes())["boxcar_version"] == "1"
     assert sorted(os.listdir(tmp_path)) == [STATE_FOLDER, "rejected-00000.jsonl", "rows-00000.arrow"]
     work.finish()
+
+
+# ---- a first try that came to nothing
+
+
+def test_a_run_that_read_nothing_gives_way_to_one_with_other_settings(tmp_path: Path) -> None:
+    work = opened(tmp_path)
+    corrected = a_run(settings={"cutoff_len": 2048})
+    work.open(corrected)
+    work.require_own(corrected)
+    with pytest.raises(ConfigError, match="cutoff_len 2048 there, 1024 here"):
+        work.require_own(a_run())

@@ -1,0 +1,128 @@
+"""The floor plan: this house keeps it, and every fault of a small made-up house is seen."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tools.floors import circles, house, problems
+
+REPOSITORY = Path(__file__).parents[2]
+ROOMS = ("schemas/errors", "pipelines/tokens", "pipelines/readers/reader", "pipelines/readers/catalog", "train/loop", "tools/cli")
+
+
+def build(root: Path, **sources: str) -> Path:
+    """A house of these rooms, empty but for the sources given by name with two underscores for a slash."""
+    for room in {*ROOMS, *(name.replace("__", "/") for name in sources)}:
+        path = root / f"{room}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        (path.parent / "__init__.py").touch()
+        path.write_text(sources.get(room.replace("/", "__"), ""))
+    return root
+
+
+def test_this_house_keeps_its_plan() -> None:
+    assert problems(REPOSITORY) == []
+
+
+def test_the_plan_names_every_room_and_ends_well() -> None:
+    done = subprocess.run([sys.executable, "-m", "tools.floors"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [line.split()[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == [
+        "tools/",
+        "train/",
+        "pipelines/",
+        "schemas/",
+    ]
+    for path in (REPOSITORY / "pipelines").glob("[!_]*.py"):
+        assert f"\n    {path.stem} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("", id="nothing"),
+        pytest.param("import json\nimport numpy as np\nfrom pathlib import Path\n", id="libraries"),
+        pytest.param("from schemas.errors import BoxcarError\nfrom pipelines import tokens\n", id="down and sideways"),
+        pytest.param("def f() -> None:\n    import schemas.errors\n", id="down, late"),
+    ],
+)
+def test_a_good_house_has_no_faults(tmp_path: Path, source: str) -> None:
+    assert problems(build(tmp_path, pipelines__convert=source)) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "source", "fault"),
+    [
+        pytest.param("pipelines__convert", "import tools.cli\n", "pipelines.convert imports tools.cli: an arrow that points up", id="up"),
+        pytest.param(
+            "pipelines__convert", "from tools import cli\n", "pipelines.convert imports tools.cli: an arrow", id="up, from the folder"
+        ),
+        pytest.param(
+            "pipelines__convert", "from tools.cli import main\n", "pipelines.convert imports tools.cli: an arrow", id="up, a name"
+        ),
+        pytest.param("pipelines__convert", "from tools import nothing\n", "an arrow that points up", id="up, to what is not there"),
+        pytest.param(
+            "pipelines__convert", "def f():\n  if x:\n    import train.loop\n", "pipelines.convert imports train.loop", id="up, late"
+        ),
+        pytest.param(
+            "schemas__row", "from pipelines import tokens\n", "schemas.row imports pipelines.tokens: an arrow", id="up, from below"
+        ),
+        pytest.param("schemas__row", "from ..tools import cli\n", "schemas.row imports tools.cli: an arrow", id="up, relative"),
+        pytest.param("schemas__row", "import tests.small_sets\n", "schemas.row imports tests", id="tests"),
+        pytest.param("tools__show", "from tests.small_sets import run\n", "tools.show imports tests", id="tests, from the roof"),
+        pytest.param("pipelines__convert", "import torch.nn\n", "pipelines.convert imports torch: no torch below", id="torch"),
+        pytest.param(
+            "pipelines__convert", "from transformers import AutoTokenizer\n", "imports transformers: no torch below", id="transformers"
+        ),
+        pytest.param(
+            "pipelines__convert", "try:\n  import torch\nexcept ImportError:\n  pass\n", "imports torch", id="torch, if it is there"
+        ),
+        pytest.param("pipelines__readers__coco", "from pipelines.readers import voc\n", "a sibling", id="sibling"),
+        pytest.param("pipelines__readers__coco", "from .voc import read\n", "a sibling", id="sibling, relative"),
+        pytest.param("pipelines__readers__coco", "from pipelines.readers.catalog import READERS\n", "a sibling", id="the catalog"),
+        pytest.param("pipelines__tokens", "import pipelines.convert\n", "a circle: ", id="circle"),
+    ],
+)
+def test_a_fault_is_named(tmp_path: Path, room: str, source: str, fault: str) -> None:
+    root = build(tmp_path, pipelines__readers__voc="", **{"pipelines__convert": "import pipelines.tokens\n", room: source})
+    found = problems(root)
+    assert any(fault in line for line in found), found
+
+
+def test_an_init_that_is_not_empty_is_named(tmp_path: Path) -> None:
+    (build(tmp_path) / "pipelines" / "readers" / "__init__.py").write_text("from pipelines.readers.reader import Reader\n")
+    assert problems(tmp_path) == ["pipelines/readers/__init__.py is not empty: import a name from the file that owns it"]
+
+
+def test_tokens_may_ask_transformers_and_nobody_else(tmp_path: Path) -> None:
+    assert problems(build(tmp_path, pipelines__tokens="def f():\n    import transformers\n")) == []
+    assert len(problems(build(tmp_path, pipelines__tokens="def f():\n    import torch\n"))) == 1
+
+
+def test_a_reader_may_enter_what_readers_share_and_the_catalog_all_of_them(tmp_path: Path) -> None:
+    coco = "from pipelines.readers.reader import Reader\n"
+    assert problems(build(tmp_path, pipelines__readers__coco=coco, pipelines__readers__catalog="import pipelines.readers.coco\n")) == []
+
+
+@pytest.mark.parametrize(
+    ("arrows", "num_circles"),
+    [
+        pytest.param({"a": {"b", "c"}, "b": {"c"}, "c": set()}, 0, id="two ways to one room"),
+        pytest.param({"a": {"b"}, "b": {"a"}}, 1, id="two rooms"),
+        pytest.param({"a": {"b"}, "b": {"c"}, "c": {"b"}}, 1, id="a circle behind a way"),
+        pytest.param({"a": {"b", "c"}, "b": {"a"}, "c": {"a"}}, 2, id="two circles"),
+        pytest.param({"a": {"json"}}, 0, id="libraries"),
+    ],
+)
+def test_circles_are_found(arrows: dict[str, set[str]], num_circles: int) -> None:
+    found = circles(arrows)
+    assert len(found) == num_circles
+    assert all(circle[0] == circle[-1] for circle in found)
+
+
+def test_imports_are_read_from_the_real_files() -> None:
+    arrows = house(REPOSITORY)
+    assert {"pipelines.unit", "pipelines.workdir", "schemas.manifest", "ray"} <= arrows["pipelines.convert"]
+    assert arrows["schemas.errors"] == set()

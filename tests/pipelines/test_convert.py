@@ -101,7 +101,7 @@ def test_the_rows_do_not_depend_on_how_the_input_is_cut(demo: Path, tmp_path: Pa
 
 def test_progress_tells_all_units_once(demo: Path, tmp_path: Path) -> None:
     told: list[object] = []
-    progress = Progress(lambda units, records, done: told.append((units, records, len(done))), lambda commit: told.append(commit.number))
+    progress = Progress(lambda units, records, done: told.append((units, records, len(done.units))), lambda commit: told.append(commit.number))
     convert(demo_config(demo, tmp_path), progress)
     assert told == [(NUM_UNITS, 12, 0), *range(NUM_UNITS)]
 
@@ -292,7 +292,7 @@ def test_a_run_that_was_stopped_is_gone_on_with(demo: Path, tmp_path: Path, expe
     assert not (tmp_path / "manifest.json").exists()
     assert sum(name.startswith("rows-") for name in contents(tmp_path)) == num_units
     told: list[object] = []
-    progress = Progress(lambda units, records, done: told.append(len(done)), lambda commit: told.append(commit.number))
+    progress = Progress(lambda units, records, done: told.append(len(done.units)), lambda commit: told.append(commit.number))
     convert(demo_config(demo, tmp_path), progress)
     assert told == [num_units, *range(num_units, NUM_UNITS)], "only what is missing is done"
     assert contents(tmp_path) == expected

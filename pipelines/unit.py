@@ -223,7 +223,6 @@ class UnitConverter:
         if not resize.limits_matter:
             return None
         rule = sequence_rule(self.frame, self.config.cutoff_len)
-        token_pixels = resize.pixels_per_token[0] * resize.pixels_per_token[1]
         smaller = max_pixels.copy()
         for draft, row, decision in zip(drafts, encoded.rows, decisions, strict=True):
             if decision.parts:
@@ -233,8 +232,20 @@ class UnitConverter:
             wanted = int(tokens.sum()) - tokens_to_save(row, rule)
             if wanted >= len(images) > 0:
                 # Each image gives up the same share of its tokens; floor keeps the sum at or under what is wanted.
-                smaller[images] = np.minimum(smaller[images], np.maximum(tokens * wanted // int(tokens.sum()), 1) * token_pixels)
+                for image, quota in zip(images.tolist(), (tokens * wanted // int(tokens.sum())).tolist(), strict=True):
+                    smaller[image] = min(
+                        smaller[image], self._limit_for(int(unit.references.width[image]), int(unit.references.height[image]), quota)
+                    )
         return None if (smaller == max_pixels).all() else smaller
+
+    def _limit_for(self, width: int, height: int, quota: int) -> int:
+        """The highest pixel limit under which an image takes at most `quota` tokens. A limit of just as many pixels may not do: the rule
+        rounds each side by itself, and upwards where the lower limit is near."""
+        resize = self.frame.family.resize
+        limits = np.arange(1, max(quota, 1) + 1) * resize.pixels_per_token[0] * resize.pixels_per_token[1]
+        sizes = resize(width, height, np.minimum(self.frame.limits.min_pixels, limits), limits)
+        fitting = limits[sizes.visual_tokens <= quota]
+        return int(fitting[-1] if len(fitting) else limits[0])
 
     def _count(
         self,

@@ -101,7 +101,9 @@ def test_the_rows_do_not_depend_on_how_the_input_is_cut(demo: Path, tmp_path: Pa
 
 def test_progress_tells_all_units_once(demo: Path, tmp_path: Path) -> None:
     told: list[object] = []
-    progress = Progress(lambda units, records, done: told.append((units, records, len(done.units))), lambda commit: told.append(commit.number))
+    progress = Progress(
+        lambda units, records, done: told.append((units, records, len(done.units))), lambda commit: told.append(commit.number)
+    )
     convert(demo_config(demo, tmp_path), progress)
     assert told == [(NUM_UNITS, 12, 0), *range(NUM_UNITS)]
 

@@ -49,21 +49,17 @@ HEADERS: dict[str, ImageHeader | ImageError] = {
 images = st.builds(
     lambda path, size: ImageRef(path, *size),
     st.sampled_from(["fine.jpg"] * 6 + sorted(HEADERS)),
-    st.sampled_from([(None, None), (None, None), (640, 480), (480, 640), (1280, 960), (640, None)]),
+    st.sampled_from([*[(None, None)] * 4, (640, 480), (480, 640), (1280, 960), (640, None)]),
 )
-texts = st.sampled_from(["dog", "the dog", "cat", "狗", "", "  ", "<|im_end|>", "<|image_pad|>", "\ud800", "word " * 60, 'a "quoted" dog'])
-boxes = st.sampled_from(
-    [
-        (10, 10, 200, 200),
-        (10, 10, 200, 200),
-        (0, 0, 640, 480),
-        (300, 200, 100, 50),
-        (600, 400, 500, 300),
-        (600, 10, 650, 50),
-        (700, 10, 750, 50),
-    ]
-    + [(0.1, 0.1, 0.5, 0.5), (math.nan, 0, 1, 1), (5, 5, 5, 50), (600, 10, 760, 50), (100, 100, 104, 104), (1e308, 0, -1e308, 5)]
+texts = st.sampled_from(
+    [*["dog", "the dog", "cat", "狗"] * 3, "", "  ", "<|im_end|>", "<|image_pad|>", "\ud800", "word " * 60, 'a "quoted" dog']
 )
+BOXES: list[Box] = [
+    *[(10, 10, 200, 200)] * 3,
+    *((0, 0, 640, 480), (300, 200, 100, 50), (600, 400, 500, 300), (600, 10, 650, 50), (600, 10, 760, 50), (700, 10, 750, 50)),
+    *((0.1, 0.1, 0.5, 0.5), (math.nan, 0, 1, 1), (5, 5, 5, 50), (100, 100, 104, 104), (1e308, 0, -1e308, 5)),
+]
+boxes = st.sampled_from(BOXES)
 regions = st.builds(
     Region,
     boxes,
@@ -90,7 +86,7 @@ def dialogues(draw: st.DrawFn, num_images: int) -> tuple[DialogueTurn, ...]:
 @st.composite
 def records(draw: st.DrawFn) -> Record | Rejected:
     """Of every kind, from a small choice of ids."""
-    record_id = str(draw(st.integers(0, 12)))
+    record_id = str(draw(st.integers(0, 30)))
     if draw(st.integers(0, 9)) == 9:
         return Rejected("broken_row", f"row {record_id}", "found nothing that can be read", record_id)
     pictures = tuple(draw(st.lists(images, max_size=3))) if draw(st.booleans()) else (draw(images),)
@@ -106,7 +102,7 @@ def records(draw: st.DrawFn) -> Record | Rejected:
         vocabulary=draw(st.sampled_from([(), ("dog", "cat", "bird")])),
         not_exhaustive=draw(st.sampled_from([(), ("dog",)])),
         language=draw(st.sampled_from(["en", "zh"])),
-        system=draw(st.sampled_from([None, None, "", "Be brief.", "<|im_start|>"])),
+        system=draw(st.sampled_from([*[None] * 6, "", "Be brief.", "<|im_start|>"])),
     )
 
 
@@ -293,7 +289,7 @@ def wordy(number: int) -> Record:
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen_vl"])
-@pytest.mark.parametrize("cutoff", [520, 700, 1000])
+@pytest.mark.parametrize("cutoff", [500, 520, 700])
 def test_a_sample_that_is_too_long_is_planned_or_split(family: str, cutoff: int) -> None:
     drawn = [wordy(number) for number in range(1, 13)]
     planned = convert(settings(family, tasks=only(detect=ALWAYS), cutoff_len=cutoff), drawn)
@@ -377,8 +373,8 @@ def test_an_image_too_large_for_one_turn_shrinks_until_it_fits(family: str, size
     read = FAMILIES[family].box_text.parse_answer(turn["answer"])
     assert read is not None
     first = row["images"][0]
-    size, resized = np.array([sizes[0]]), np.array([[first["resized_width"], first["resized_height"]]])
-    expected = FAMILIES[family].grid.quantise(np.array([[8.0, 8, 90, 90]]), size, resized)
+    resized = np.array([[first["resized_width"], first["resized_height"]]])
+    expected = FAMILIES[family].grid.quantise(np.array([[8.0, 8, 90, 90]]), np.array([sizes[0]]), resized)
     assert [box.values for box in read] == [tuple(expected[0].tolist())]
 
 
@@ -415,7 +411,7 @@ SHARES = {"detect": 0.3, "detect_joint": 0.6, "refer": 0.15, "describe": 0.7, "a
 
 @pytest.fixture(scope="module")
 def many() -> list[list[dict[str, Any]]]:
-    """The rows of 2,000 records of one item for each task (two labels, one of them asked for by the joint question alone), for two seeds."""
+    """The rows of 2,000 records of two labels and of one item for every other task, for two seeds."""
     box: Box = (10.0, 10.0, 100.0, 100.0)
     drawn = [
         record(

@@ -5,7 +5,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from schemas.manifest import Counts, Manifest
+from schemas.manifest import MAX_EXAMPLES, Counts, Finding, Manifest
 from tools.plain import visible
 
 PERCENTILES = (50, 90, 95, 99, 100)
@@ -79,10 +79,12 @@ def _tokens(counts: Counts, manifest: Manifest) -> Table:
     table.add_column("total", justify="right")
     for percent in PERCENTILES:
         table.add_column("max" if percent == 100 else f"p{percent}", justify="right")
+    # A family of one question for each image pays for the image with every turn: no sequence is as long as this.
+    whole = "a row, each turn its own sequence" if contract.one_question_per_image else "a row, all turns"
     for name, total, histogram in (
         ("visual", counts.visual_tokens, counts.visual_tokens_histogram),
         ("text", counts.text_tokens, None),
-        ("a row, all turns", counts.visual_tokens + counts.text_tokens, counts.total_tokens_histogram),
+        (whole, counts.visual_tokens + counts.text_tokens, counts.total_tokens_histogram),
     ):
         shown = percentiles(histogram) if histogram else {}
         table.add_row(name, f"{total:,}", *(f"{shown[percent]:,}" if percent in shown else "" for percent in PERCENTILES))
@@ -97,8 +99,14 @@ def _rules(counts: Counts) -> Table:
     table.add_column("for example", overflow="fold")
     for rule, finding in sorted(counts.rules.items(), key=lambda item: -item[1].found):
         numbers = (finding.found, finding.kept, finding.fixed, finding.dropped)
-        table.add_row(rule, *(f"{number:,}" if number else "-" for number in numbers), _example(finding.examples))
+        table.add_row(rule, *(f"{number:,}" if number else "-" for number in numbers), _examples(finding))
     return table
+
+
+def _examples(finding: Finding) -> str:
+    """One example; all of them where they are few and boxes were dropped: a person will want to look at each."""
+    shown = finding.examples if finding.dropped and finding.found <= MAX_EXAMPLES else finding.examples[:1]
+    return "\n".join(escape(visible(example)) for example in shown)
 
 
 def _example(examples: list[str]) -> str:

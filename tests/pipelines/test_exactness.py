@@ -420,6 +420,25 @@ def test_two_thousand_hard_labels_compose_exactly(family: str, tokenizer: str) -
     check(result, unit, tokenizer, records)
 
 
+@pytest.mark.parametrize("family", EVERY_FAMILY)
+def test_a_question_that_is_nothing_but_a_label_composes_exactly(family: str) -> None:
+    """White space at its beginning would join the line break of the template."""
+    bare = TaskConfig(share=1.0, prompts={"en": ("{label}",), "zh": ("{label}",)})
+    unit = new_unit(family, TOKENIZER_OF_FAMILY[family], tasks=only(detect=bare))
+    records = [record(str(number), regions=(region(label),)) for number, label in enumerate(adversarial_labels()[:300])]
+    result = unit.convert(records, DECLARED_SIZES)
+    assert result.counts.turns == {"detect": 300}
+    assert all(turn["question"] == turn["question"].strip() for row in rows_of(result) for turn in row["turns"])
+    check(result, unit, TOKENIZER_OF_FAMILY[family], records)
+
+
+def test_no_answer_of_cogvlm_begins_with_a_blank() -> None:
+    """Its tokenizer puts one first by itself; another would be a token that the model never saw there."""
+    regions = tuple(region(label, (10.0 + number, 10, 90, 90)) for number, label in enumerate(("  both  ", " leading", "\tdog")))
+    for row in rows_of(new_unit("cogvlm", "vicuna").convert([record(regions=regions)], DECLARED_SIZES)):
+        assert all(turn["answer"] == turn["answer"].strip() for turn in row["turns"])
+
+
 # ---- whole documents of real life
 
 needs_data = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="the real data sets are not beside this checkout")

@@ -81,14 +81,24 @@ def test_any_text_and_number_survive(tmp_path_factory: pytest.TempPathFactory, t
     assert back.counts == counts
 
 
+def is_refused(folder: Path) -> bool:
+    try:
+        load(folder)
+    except ShardError:
+        return True
+    return False
+
+
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     data = dump(MANIFEST)
+    unseen = []
     for position in range(len(data)):
         for bit in range(8):
             damaged = bytearray(data)
             damaged[position] ^= 1 << bit
-            with pytest.raises(ShardError):
-                load(put(tmp_path, bytes(damaged)))
+            if not is_refused(put(tmp_path, bytes(damaged))):
+                unseen.append((position, bit))
+    assert unseen == []
 
 
 @pytest.mark.parametrize(

@@ -378,6 +378,58 @@ def test_an_image_too_large_for_one_turn_shrinks_until_it_fits(family: str, size
     assert [box.values for box in read] == [tuple(expected[0].tolist())]
 
 
+CAPTIONED = only(caption=ALWAYS)
+
+# (width, height), tokens that are left for the image: sizes whose sides round against the limit.
+TIGHT = [
+    pytest.param("qwen3_vl", (2257, 142), 10, id="qwen3_vl, lying"),
+    pytest.param("qwen3_vl", (206, 1987), 4, id="qwen3_vl, standing"),
+    pytest.param("qwen3_vl", (146, 109), 42, id="qwen3_vl, small"),
+    pytest.param("qwen3_vl", (110, 431), 79, id="qwen3_vl, below the published least"),
+    pytest.param("qwen3_vl", (70, 94), 58, id="qwen3_vl, tiny"),
+    pytest.param("qwen2_vl", (2233, 51), 41, id="qwen2_vl, lying"),
+    pytest.param("qwen2_vl", (96, 1946), 5, id="qwen2_vl, standing"),
+    pytest.param("qwen2_5_vl", (2280, 217), 5, id="qwen2_5_vl, few tokens"),
+    pytest.param("qwen2_5_vl", (1000, 1000), 1, id="qwen2_5_vl, a single token"),
+]
+
+
+@pytest.mark.parametrize(("family", "size", "left"), TIGHT)
+def test_an_image_shrinks_no_more_than_it_must(family: str, size: tuple[int, int], left: int) -> None:
+    captioned = record(images=(image(*size),), captions=("A dog.",))
+    [whole] = rows_of(convert(settings(family, tasks=CAPTIONED), [captioned]))
+    config = settings(family, tasks=CAPTIONED, shrink_images=True, cutoff_len=whole["text_tokens"] + left)
+    [row] = rows_of(convert(config, [captioned]))
+    resize = FAMILIES[family].resize
+    limits = np.arange(1, 200) * math.prod(resize.pixels_per_token)
+    possible = resize(*size, np.minimum(limits, resize.published_limits.min_pixels), limits).visual_tokens
+    assert row["visual_tokens"] == max(possible[possible <= left])
+
+
+def test_an_image_that_cannot_shrink_enough_is_rejected_and_not_counted_as_shrunk() -> None:
+    # At least 14 tokens, for no side falls below one.
+    strip = record("strip", images=(image(20, 4000),), captions=("A dog.",))
+    [whole] = rows_of(convert(settings("qwen2_vl", tasks=CAPTIONED), [strip]))
+    config = settings("qwen2_vl", tasks=CAPTIONED, shrink_images=True, cutoff_len=whole["text_tokens"] + 13)
+    fine = record("fine", images=(image(56, 56),), captions=("A dog.",))
+    result = convert(config, [strip, fine])
+    assert [row["sample_id"] for row in rows_of(result)] == ["source/fine"]
+    assert reasons(result) == {"over_cutoff": 1}
+    assert result.counts.images_shrunk == 0
+
+
+def test_a_box_that_is_too_small_is_counted_once_however_often_its_image_shrinks() -> None:
+    tiny, large = region("ant", (0, 0, 5, 5)), region("dog", (0, 0, 2000, 2000))
+    dropping = RulesConfig(under_one_token="drop")
+    config = settings("qwen2_vl", tasks=only(detect=ALWAYS), shrink_images=True, cutoff_len=200, rules=dropping)
+    result = convert(config, [record(images=(image(2800, 2800),), regions=(tiny, large))])
+    assert result.counts.images_shrunk == 1
+    finding = result.counts.rules["under_one_token"]
+    assert (finding.kept, finding.fixed, finding.dropped) == (0, 0, 1)
+    assert result.counts.boxes_kept == 1
+    assert result.counts.turns == {"detect": 1}
+
+
 def test_only_the_images_of_records_that_do_not_fit_shrink() -> None:
     drawn = [
         record("small", images=(image(280, 280),), captions=("A dog.",)),

@@ -92,13 +92,20 @@ def is_refused(folder: Path) -> bool:
 def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
     data = dump(MANIFEST)
     unseen = []
-    for position in range(len(data)):
-        for bit in range(8):
-            damaged = bytearray(data)
-            damaged[position] ^= 1 << bit
-            if not is_refused(put(tmp_path, bytes(damaged))):
-                unseen.append((position, bit))
+    with open(put(tmp_path, data) / MANIFEST_NAME, "r+b", buffering=0) as file:  # in place: 30,000 new files take a minute
+
+        def write(position: int, byte: int) -> None:
+            file.seek(position)
+            file.write(bytes([byte]))
+
+        for position, byte in enumerate(data):
+            for bit in range(8):
+                write(position, byte ^ 1 << bit)
+                if not is_refused(tmp_path):
+                    unseen.append((position, bit))
+            write(position, byte)
     assert unseen == []
+    assert not is_refused(tmp_path)
 
 
 @pytest.mark.parametrize(

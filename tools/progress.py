@@ -76,6 +76,12 @@ def convert_with_progress(config: ConvertConfig, *, as_json: bool) -> None:
         print(msgspec.json.encode(manifest.counts, order="sorted").decode())
     else:
         print_summary(Console(), manifest, config.output)
+    if not manifest.counts.records_written:
+        hint = "Nothing was written: every record was rejected, for the reasons above."
+        errors.print(
+            f"{hint} Mend the cause (is `images` right?), delete {config.output}, and convert again.", markup=False, soft_wrap=True
+        )
+        sys.exit(1)
 
 
 def verify_with_progress(folder: Path, *, as_json: bool) -> int:

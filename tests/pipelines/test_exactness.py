@@ -407,7 +407,7 @@ def labelled_records() -> Iterator[Record]:
         yield record(str(number), regions=tuple(regions), captions=(other,), absent=(f"no {other}",), language="en" if number % 8 else "zh")
 
 
-@pytest.mark.parametrize(("family", "tokenizer"), [*SMALL, *REAL])
+@pytest.mark.parametrize(("family", "tokenizer"), [*SMALL, *REAL[1:]])
 def test_two_thousand_hard_labels_compose_exactly(family: str, tokenizer: str) -> None:
     fewer = {"describe": TaskConfig(share=0.2), "refer": TaskConfig(share=0.4)}
     unit = new_unit(family, tokenizer, tasks=EVERY_TASK.model_copy(update=fewer))

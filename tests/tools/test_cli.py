@@ -154,7 +154,8 @@ def test_rejections_are_shown_with_their_reason_and_where_they_are_kept(demo: Pa
     settings = config(path, tmp_path / "out", demo / "tokenizer")
     flow = write_workflows(tmp_path, {"small": {"convert": settings.model_dump(mode="json")}})
     result = invoke("convert", "small", "--file", flow)
-    assert result.exit_code == 0
+    assert result.exit_code == 1, "nothing was written: that is no success"
+    assert "every record was rejected" in flat(result.stderr)
     text = flat(result.stdout)
     assert "2 written" not in text
     assert "0 written + 2 rejected" in text

@@ -11,7 +11,8 @@ import xxhash
 from pipelines.families.family import PromptBank
 from schemas.errors import ConfigError
 from schemas.record import Language
-from schemas.workflow import TaskName, TasksConfig
+from schemas.task import TaskName
+from schemas.workflow import TasksConfig
 
 CAPTION: Mapping[Language, tuple[str, ...]] = {
     "en": (

@@ -22,7 +22,8 @@ from pipelines.families.family import Family, PromptBank
 from pipelines.prompts import LABEL_JOIN
 from pipelines.texts import BadText, PlacedBoxes, Scribe, place_dialogue
 from schemas.record import Language, Record
-from schemas.workflow import ConvertConfig, TaskConfig, TaskName
+from schemas.task import TaskName
+from schemas.workflow import ConvertConfig, TaskConfig
 
 WRONG_BOX = "wrong_box_in_dialogue"
 NO_HISTORY = "history_unsupported"

@@ -6,7 +6,7 @@ manifest ──> files: size, hash of each block        rows: lengths add up, pl
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -23,11 +23,10 @@ from schemas import manifest as manifests
 from schemas.errors import BoxcarError, ImageError, ShardError
 from schemas.manifest import MANIFEST_NAME, FileEntry, Manifest
 from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
-from schemas.workflow import TaskName
+from schemas.task import TASK_NAMES
 
 MAX_PROBLEMS_PER_FILE = 20
 OnFile = Callable[[str, int, int], None]
-TASKS: tuple[str, ...] = get_args(TaskName)
 BOX_TASKS = ("detect", "detect_joint", "refer")
 
 
@@ -258,8 +257,8 @@ class _RowChecker:
         for number, turn in enumerate(self.turns.to_pylist()):
             row = self.row_of_turn[number]
             where = f"row {self.ids[row]}, turn {number - self.turn_offsets[row]} ({turn['task']})"
-            if turn["task"] not in TASKS:
-                yield f"{where}: task {turn['task']!r}, expected one of {', '.join(TASKS)}"
+            if turn["task"] not in TASK_NAMES:
+                yield f"{where}: task {turn['task']!r}, expected one of {', '.join(TASK_NAMES)}"
             boxes = np.array(turn["boxes"], np.float64).reshape(-1, 4)
             if not np.isfinite(boxes).all():
                 yield f"{where}: a box that is not finite: {boxes.tolist()}"

@@ -1,25 +1,20 @@
 """workflows.yaml as pydantic models: the only home of default values.
 
-    workflow name -> Workflow(convert: ConvertConfig, ...)
+    workflow name -> Workflow(convert: ConvertConfig, train: schemas.training.TrainConfig)
 
 Every model refuses unknown keys. What only a format or a family can judge (is the reader known, does the family take this pixel budget)
 is judged where that is known, with the same ConfigError.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from schemas.record import Language
+from schemas.section import Section, Share
+from schemas.training import TrainConfig
 
 Policy = Literal["keep", "fix", "drop"]
-TaskName = Literal["detect", "detect_joint", "refer", "describe", "absent", "caption", "dialogue"]
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
 
 class SourceConfig(Section):
@@ -189,6 +184,7 @@ class Workflow(Section):
 
     description: str = ""
     convert: ConvertConfig | None = None
+    train: TrainConfig | None = None
 
 
 WorkflowFile = dict[str, Workflow]

@@ -8,10 +8,11 @@ from pipelines.images import ImageHeader
 from pipelines.unit import HeaderOf, UnitConverter, UnitResult, header_reader
 from schemas.errors import ImageError
 from schemas.record import Box, ImageRef, Record, Region, Rejected
-from schemas.workflow import ConvertConfig, TaskConfig, TaskName, TasksConfig
+from schemas.task import TASK_NAMES as TASKS
+from schemas.workflow import ConvertConfig, TaskConfig, TasksConfig
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of
 
-TASKS: tuple[TaskName, ...] = ("detect", "detect_joint", "refer", "describe", "absent", "caption", "dialogue")
+
 EVERY_TASK = TasksConfig(
     detect=TaskConfig(share=1.0),
     detect_joint=TaskConfig(share=1.0),

@@ -16,7 +16,10 @@ from pathlib import Path
 
 FLOORS = ("schemas", "pipelines", "train", "tools")
 """From the foundation up."""
-SIBLINGS = {"pipelines.readers": {"reader", "catalog"}, "pipelines.families": {"family", "catalog", "patches", "box_text", "chatml"}}
+SIBLINGS = {
+    "pipelines.readers": {"reader", "catalog"},
+    "pipelines.families": {"family", "catalog", "patches", "box_text", "chatml", "visual_expert"},
+}
 """Folders whose rooms do not visit each other, and the rooms in them that all may enter; only the catalog sees them all."""
 NO_TORCH = ("schemas", "pipelines")
 TORCH = {"torch", "transformers", "peft", "deepspeed", "accelerate"}

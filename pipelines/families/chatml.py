@@ -5,7 +5,7 @@ r"""ChatML, as the Qwen families write it.
 
 from collections.abc import Callable
 
-from pipelines.families.family import ChatTemplate
+from pipelines.families.family import ChatTemplate, Network
 
 TURN_OPEN = "<|im_start|>user\n"
 ANSWER_OPEN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -55,3 +55,21 @@ QWEN2_SPECIAL_IDS = {
     "<|video_pad|>": 151656,
 }
 """The same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL (transformers configs)."""
+
+
+def qwen2_network(model_type: str, *, vision_mlp: str, merger: str) -> Network:
+    """The transformers modules of Qwen2-VL, Qwen2.5-VL and Qwen3-VL differ in the names of the vision MLP and of the merger's layers."""
+    return Network(
+        model_type=model_type,
+        part_names={
+            "merger": r"model\.visual\.(merger|deepstack_merger_list)\.",
+            "vision": r"model\.visual\.(?!merger\.|deepstack_merger_list\.)",
+            "language": r"(model\.language_model|lm_head)\.",
+        },
+        lora_targets={
+            "language": r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)",
+            "vision": rf"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.({vision_mlp}))",
+            "merger": rf"model\.visual\.{merger}",
+        },
+        positions="mrope",
+    )

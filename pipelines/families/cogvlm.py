@@ -20,6 +20,7 @@ from pipelines import prompts
 from pipelines.families.box_text import BracketBoxText, ThousandthGrid
 from pipelines.families.family import ChatTemplate, Family
 from pipelines.families.patches import SquareResize
+from pipelines.families.visual_expert import NETWORK
 
 # The published code fills the image's places with pad_token_id, which is <unk> in the Vicuna tokenizer.
 _IMAGE_TOKEN = "<unk>"
@@ -60,6 +61,7 @@ def _family(name: str, title: str, side: int, *, chat: bool) -> Family:
         prompts=prompts.with_shared(prompts.BRACKET_GROUNDING),
         not_found=prompts.NOT_FOUND,
         max_sequence=2048,
+        network=NETWORK,
         published_special_ids={"<unk>": 0, "<s>": 1, "</s>": 2},
         notes="One fixed size: raising the resolution is impossible, tile instead.",
     )

@@ -16,6 +16,7 @@ from pipelines import prompts
 from pipelines.families.box_text import BracketBoxText, ThousandthGrid
 from pipelines.families.family import ChatTemplate, Family
 from pipelines.families.patches import SquareResize
+from pipelines.families.visual_expert import NETWORK
 
 # The published code fills the image's places with the literal 128002.
 _IMAGE_TOKEN = "<|reserved_special_token_0|>"
@@ -50,6 +51,7 @@ FAMILY = Family(
     prompts=prompts.with_shared(prompts.BRACKET_GROUNDING),
     not_found=prompts.NOT_FOUND,
     max_sequence=8192,
+    network=NETWORK,
     published_special_ids={"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, _IMAGE_TOKEN: 128002},
     notes="No grounding checkpoint was ever published: the box format is learned from scratch.",
 )

@@ -6,14 +6,20 @@ Whoever writes `if family == ...` outside this folder has found a missing answer
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from pipelines.families.box_text import BoxText, CoordinateGrid
 from pipelines.families.patches import ResizeRule
 from schemas.record import Language
-from schemas.workflow import TaskName
+from schemas.task import TaskName
+from schemas.training import Part
 
 PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
 """Questions by task and language. `{label}` is the label, phrase or list of labels; `{box}` the place of a box (describe)."""
+
+
+PositionRule = Literal["mrope", "shared_image", "sequential"]
+"""mrope: time, row and column (Qwen2-VL and later). shared_image: one position for all patches of an image (CogVLM). sequential: 0, 1, 2."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,21 @@ class ChatTemplate:
 
 
 @dataclass(frozen=True)
+class Network:
+    """What training must know of the published network: names and rules as data, so that nothing here imports torch."""
+
+    model_type: str
+    """`model_type` of the base's config.json; "cogvlm" where the published config has none."""
+    part_names: Mapping[Part, str]
+    """Regular expression that a parameter's name begins with, for each part of the network."""
+    lora_targets: Mapping[Part, str]
+    """Regular expression that the whole name of a linear layer matches. Anchored: q_proj alone would also hit vision layers."""
+    positions: PositionRule
+    trains_frame: bool = False
+    """Qwen-VL v1 also trains what opens and closes each message (<|im_start|>, <|im_end|> and its newline), of every role."""
+
+
+@dataclass(frozen=True)
 class Family:
     """One model family's conventions."""
 
@@ -72,6 +93,7 @@ class Family:
     """The reply when nothing matches; may name `{label}`."""
     max_sequence: int
     """Longest sequence the published checkpoints take, in tokens."""
+    network: Network
     published_special_ids: Mapping[str, int] = field(default_factory=dict)
     """Ids of special tokens in the published tokenizers, where known: a tokenizer that differs is reported, not refused."""
     image_normalisation: str = "clip"

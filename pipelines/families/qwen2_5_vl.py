@@ -17,7 +17,7 @@ QwenLM/Qwen3-VL cookbooks/process_bbox.ipynb.
 
 from pipelines import prompts
 from pipelines.families.box_text import EMPTY_JSON_LIST, JsonBoxText, ResizedPixelGrid
-from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_vision
+from pipelines.families.chatml import QWEN2_SPECIALS, QWEN2_SPECIAL_IDS, chatml, qwen2_network, qwen2_vision
 from pipelines.families.family import Family
 from pipelines.families.patches import PixelLimits, SmartResize
 
@@ -32,6 +32,7 @@ FAMILY = Family(
     prompts=prompts.with_shared(prompts.JSON_GROUNDING),
     not_found={"en": EMPTY_JSON_LIST, "zh": EMPTY_JSON_LIST},
     max_sequence=128_000,
+    network=qwen2_network("qwen2_5_vl", vision_mlp="gate_proj|up_proj|down_proj", merger=r"merger\.mlp\.[02]"),
     published_special_ids=QWEN2_SPECIAL_IDS,
     notes="Boxes are pixels of the resized image: keep image_min_pixels and image_max_pixels the same when serving.",
 )

@@ -14,7 +14,7 @@ Checked against transformers 5.23.0 (qwen3_vl) and the maintainers' answers in Q
 
 from pipelines import prompts
 from pipelines.families.box_text import EMPTY_JSON_LIST, JsonBoxText, ThousandthGrid
-from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_vision
+from pipelines.families.chatml import QWEN2_SPECIALS, QWEN2_SPECIAL_IDS, chatml, qwen2_network, qwen2_vision
 from pipelines.families.family import Family
 from pipelines.families.patches import PixelLimits, SmartResize
 
@@ -29,6 +29,7 @@ FAMILY = Family(
     prompts=prompts.with_shared(prompts.JSON_GROUNDING),
     not_found={"en": EMPTY_JSON_LIST, "zh": EMPTY_JSON_LIST},
     max_sequence=262_144,
+    network=qwen2_network("qwen3_vl", vision_mlp="linear_fc1|linear_fc2", merger=r"(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
     published_special_ids=QWEN2_SPECIAL_IDS,
     image_normalisation="half",
     notes="The Thinking checkpoints answer after a <think> block and are not covered by this template.",

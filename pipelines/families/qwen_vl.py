@@ -16,7 +16,7 @@ Checked against QwenLM/Qwen-VL tokenization_qwen.py (specials from 151851), fine
 from pipelines import prompts
 from pipelines.families.box_text import TaggedBoxText, ThousandthGrid
 from pipelines.families.chatml import chatml
-from pipelines.families.family import Family
+from pipelines.families.family import Family, Network
 from pipelines.families.patches import SquareResize
 
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
@@ -52,6 +52,21 @@ FAMILY = Family(
     ),
     not_found=prompts.NOT_FOUND,
     max_sequence=2048,
+    network=Network(
+        model_type="qwen",
+        part_names={
+            "merger": r"transformer\.visual\.(attn_pool|ln_post|proj)\b",
+            "vision": r"transformer\.visual\.(?!(attn_pool|ln_post|proj)\b)",
+            "language": r"(transformer\.(wte|h|ln_f)|lm_head)\.",
+        },
+        lora_targets={
+            "language": r"transformer\.h\.\d+\.(attn\.(c_attn|c_proj)|mlp\.(w1|w2))",
+            "vision": r"transformer\.visual\.transformer\.resblocks\.\d+\.(attn\.(in_proj|out_proj)|mlp\.(c_fc|c_proj))",
+            "merger": r"transformer\.visual\.attn_pool\.kv_proj",
+        },
+        positions="sequential",
+        trains_frame=True,
+    ),
     published_special_ids={
         "<|endoftext|>": 151643,
         "<|im_start|>": 151644,

@@ -11,8 +11,10 @@ from pipelines.families.catalog import FAMILIES
 from pipelines.prompts import CAPTION, DESCRIBE, LABEL_JOIN, NOT_FOUND, fingerprint, with_overrides
 from schemas.errors import ConfigError
 from schemas.record import BoxMark, DialogueTurn, ImageMark, ImageRef, Language, Record, Region
-from schemas.workflow import ConvertConfig, TaskConfig, TaskName, TasksConfig
-from tests.small_units import EVERY_TASK, TASKS, convert, image, only, record, region, rows_of, settings
+from schemas.task import TASK_NAMES as TASKS
+from schemas.task import TaskName
+from schemas.workflow import ConvertConfig, TaskConfig, TasksConfig
+from tests.small_units import EVERY_TASK, convert, image, only, record, region, rows_of, settings
 
 EVERY_FAMILY = sorted(FAMILIES)
 ALWAYS = TaskConfig(share=1.0)

@@ -12,7 +12,6 @@ from schemas.task import TASK_NAMES as TASKS
 from schemas.workflow import ConvertConfig, TaskConfig, TasksConfig
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of
 
-
 EVERY_TASK = TasksConfig(
     detect=TaskConfig(share=1.0),
     detect_joint=TaskConfig(share=1.0),

@@ -17,7 +17,7 @@ QwenLM/Qwen3-VL cookbooks/process_bbox.ipynb.
 
 from pipelines import prompts
 from pipelines.families.box_text import EMPTY_JSON_LIST, JsonBoxText, ResizedPixelGrid
-from pipelines.families.chatml import QWEN2_SPECIALS, QWEN2_SPECIAL_IDS, chatml, qwen2_network, qwen2_vision
+from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
 from pipelines.families.family import Family
 from pipelines.families.patches import PixelLimits, SmartResize
 

@@ -13,7 +13,7 @@ Checked against transformers 5.23.0 (qwen2_vl) and QwenLM/Qwen3-VL cookbooks/pro
 
 from pipelines import prompts
 from pipelines.families.box_text import TaggedBoxText, ThousandthGrid
-from pipelines.families.chatml import QWEN2_SPECIALS, QWEN2_SPECIAL_IDS, chatml, qwen2_network, qwen2_vision
+from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
 from pipelines.families.family import Family
 from pipelines.families.patches import PixelLimits, SmartResize
 

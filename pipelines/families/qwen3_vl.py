@@ -14,7 +14,7 @@ Checked against transformers 5.23.0 (qwen3_vl) and the maintainers' answers in Q
 
 from pipelines import prompts
 from pipelines.families.box_text import EMPTY_JSON_LIST, JsonBoxText, ThousandthGrid
-from pipelines.families.chatml import QWEN2_SPECIALS, QWEN2_SPECIAL_IDS, chatml, qwen2_network, qwen2_vision
+from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
 from pipelines.families.family import Family
 from pipelines.families.patches import PixelLimits, SmartResize
 

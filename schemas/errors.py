@@ -7,7 +7,8 @@
     ├── BudgetError       a pixel or token budget that nothing can meet
     ├── TokenizerError    a tokenizer does not fit the family or cannot be composed exactly
     ├── ShardError        a shard or manifest is missing, damaged or of another version
-    └── ContractError     two frame contracts differ where they must agree
+    ├── ContractError     two frame contracts differ where they must agree
+    └── TrainingError     a run that cannot start, go on or be resumed
 
 A message names where it happened, what was found, what was expected and the way out:
 `AnnotationError: val.json, annotation 4131: found a bbox of 3 numbers, expected [x, y, width, height]. Fix the file ...`.
@@ -76,3 +77,7 @@ class ShardError(BoxcarError):
 
 class ContractError(BoxcarError):
     """Two frame contracts differ where they must agree."""
+
+
+class TrainingError(BoxcarError):
+    """A run that cannot start, go on or be resumed."""

@@ -56,7 +56,7 @@ class MixtureConfig(Section):
     temperature: float | None = Field(
         default=None,
         gt=0.0,
-        description="Instead of `sources`: a source's share of the epoch is proportional to rows^(1/temperature); the epoch keeps its size.",
+        description="Instead of `sources`: a source's share is proportional to rows^(1/temperature); the epoch keeps its size.",
     )
     tasks: dict[TaskName, Share] = Field(
         default_factory=dict, description="Share of the turns of a task that take part in an epoch, by hash; tasks left out: 1."

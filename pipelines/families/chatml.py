@@ -71,5 +71,7 @@ def qwen2_network(model_type: str, *, vision_mlp: str, merger: str) -> Network:
             "vision": rf"model\.visual\.blocks\.\d+\.(attn\.(qkv|proj)|mlp\.({vision_mlp}))",
             "merger": rf"model\.visual\.{merger}",
         },
+        vision_module="model.visual",
+        decoder_layers="model.language_model.layers",
         positions="mrope",
     )

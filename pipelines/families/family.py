@@ -19,7 +19,7 @@ PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
 
 
 PositionRule = Literal["mrope", "shared_image", "sequential"]
-"""mrope: time, row and column (Qwen2-VL and later). shared_image: one position for all patches of an image (CogVLM). sequential: 0, 1, 2."""
+"""mrope: time, row and column (Qwen2-VL and later). shared_image: one position for all patches of an image (CogVLM). sequential: 0, 1, ..."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,10 @@ class Network:
     """Regular expression that a parameter's name begins with, for each part of the network."""
     lora_targets: Mapping[Part, str]
     """Regular expression that the whole name of a linear layer matches. Anchored: q_proj alone would also hit vision layers."""
+    vision_module: str
+    """Path of the vision tower within the network."""
+    decoder_layers: str
+    """Path of the list of decoder layers."""
     positions: PositionRule
     trains_frame: bool = False
     """Qwen-VL v1 also trains what opens and closes each message (<|im_start|>, <|im_end|> and its newline), of every role."""

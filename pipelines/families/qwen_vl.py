@@ -64,6 +64,8 @@ FAMILY = Family(
             "vision": r"transformer\.visual\.transformer\.resblocks\.\d+\.(attn\.(in_proj|out_proj)|mlp\.(c_fc|c_proj))",
             "merger": r"transformer\.visual\.attn_pool\.kv_proj",
         },
+        vision_module="transformer.visual",
+        decoder_layers="transformer.h",
         positions="sequential",
         trains_frame=True,
     ),

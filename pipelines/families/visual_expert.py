@@ -15,5 +15,7 @@ NETWORK = Network(
         "vision": r"model\.vision\.transformer\.layers\.\d+\.(attention\.(query_key_value|dense)|mlp\.fc[12])",
         "merger": r"model\.vision\.linear_proj\.(linear_proj|gate_proj|dense_h_to_4h|dense_4h_to_h)",
     },
+    vision_module="model.vision",
+    decoder_layers="model.layers",
     positions="shared_image",
 )

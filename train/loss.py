@@ -1,0 +1,98 @@
+"""Cross-entropy of the labelled tokens, weighted, without the logits of all others.
+
+A grounding answer is 5 to 15 % of a sequence, and a vocabulary has 151,000 entries: the logits of a pack of 4,096 tokens would be 2.5 GB in
+float32. So only hidden states that predict a labelled token reach the head, and of those a chunk at a time; each chunk's gradient is taken
+at once, while its logits are there, and nothing but (tokens, hidden) is kept for backward.
+
+The loss of a global batch is sum(w * CE) / sum(w) over all its labelled tokens, on all ranks and micro-batches. This file gives the
+numerator; the loop divides. So the result depends neither on accumulation nor on ranks nor on packing.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+
+def weighted_cross_entropy(
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, weights: torch.Tensor, *, chunk_tokens: int, through_module: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns (sum of weight * CE: () float32 with gradient, CE of each token: (N,) float32 without).
+
+    hidden: (N, H), the states that predict the targets. targets: (N,) int64. weights: (N,) float32.
+    through_module: call the head rather than read its weight (ZeRO-3 gathers a weight only around its module's forward; adapters and
+    quantised heads have no plain weight); chunks are then computed a second time in backward.
+    """
+    if len(targets) == 0:
+        return hidden.sum(dtype=torch.float32) * 0, hidden.new_zeros(0, dtype=torch.float32)
+    if through_module or type(head) is not nn.Linear or head.bias is not None:
+        return _through_module(hidden, head, targets, weights, chunk_tokens)
+    total, losses = _ChunkedCrossEntropy.apply(hidden, head.weight, targets, weights, chunk_tokens)
+    return total, losses
+
+
+def labelled(
+    hidden: torch.Tensor, input_ids: torch.Tensor, label_weights: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(hidden (N, H), targets (N,), weights (N,), places (B, T - 1) bool) of the tokens with a weight. Each is predicted by the state before it.
+
+    hidden: (B, T, H). input_ids: (B, T). label_weights: (B, T), of the token itself; 0 for the first token of every document.
+    """
+    places = label_weights[:, 1:] > 0
+    return hidden[:, :-1][places], input_ids[:, 1:][places], label_weights[:, 1:][places], places
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    """Linear head and cross-entropy in one, a chunk of tokens at a time; gradients are taken in forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, chunk_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = torch.empty(len(targets), dtype=torch.float32, device=hidden.device)
+        d_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        d_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(targets), chunk_tokens):
+            part = slice(start, start + chunk_tokens)
+            states = hidden[part].to(weight.dtype)
+            logits = (states @ weight.t()).float()
+            log_sum = torch.logsumexp(logits, dim=-1)
+            rows, chosen = torch.arange(len(logits), device=logits.device), targets[part]
+            losses[part] = log_sum - logits[rows, chosen]
+            if d_hidden is None and d_weight is None:
+                continue
+            d_logits = logits.sub_(log_sum[:, None]).exp_()
+            d_logits[rows, chosen] -= 1
+            d_logits = d_logits.mul_(weights[part, None]).to(weight.dtype)
+            if d_hidden is not None:
+                d_hidden[part] = (d_logits @ weight).to(hidden.dtype)
+            if d_weight is not None:
+                d_weight += d_logits.t() @ states
+        ctx.save_for_backward(d_hidden, None if d_weight is None else d_weight.to(weight.dtype))
+        ctx.mark_non_differentiable(losses)
+        return (losses * weights).sum(), losses
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        d_total = grads[0]
+        d_hidden, d_weight = ctx.saved_tensors
+        return (
+            None if d_hidden is None else d_hidden * d_total.to(d_hidden.dtype),
+            None if d_weight is None else d_weight * d_total.to(d_weight.dtype),
+            None,
+            None,
+            None,
+        )
+
+
+def _through_module(
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, weights: torch.Tensor, chunk_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    def of_chunk(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+        return functional.cross_entropy(head(states).float(), chosen, reduction="none")
+
+    chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    losses = torch.cat([checkpoint(of_chunk, states, chosen, use_reentrant=False) for states, chosen in chunks])
+    return (losses * weights).sum(), losses.detach()

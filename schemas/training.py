@@ -199,6 +199,11 @@ class TrainConfig(PlanConfig):
         default="pretrained", description="random: the architecture of the base's config.json with random weights (tests, benchmarks)."
     )
     output: str = Field(description="Folder or URI under which the run's own folder stands.")
+    name: str | None = Field(
+        default=None,
+        pattern=r"^[\w][\w.-]*$",
+        description="Name of the run's folder. None: the workflow's name and a hash of everything that decides what is computed.",
+    )
     method: Literal["lora", "qlora", "full"] = Field(
         default="lora", description="qlora: the base in 4 bits (needs bitsandbytes and a GPU)."
     )

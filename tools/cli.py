@@ -40,6 +40,7 @@ def main() -> None:
 
     \b
     boxcar convert NAME      annotations to shards whose rows know their exact cost in tokens
+    boxcar train NAME        shards to an adapter, on one machine or a cluster
     boxcar show SHARDS       look at a sample, its boxes drawn as its answer text says
     boxcar verify SHARDS     check every hash and every row
     boxcar tokens FAMILY WxH what an image costs
@@ -69,6 +70,28 @@ def convert(name: str, overrides: Sequence[str], path: Path, as_json: bool) -> N
     workflow = load_workflow(path, name, "convert", overrides)
     assert workflow.convert is not None
     convert_with_progress(workflow.convert, as_json=as_json)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option("--resume", is_flag=True, help="Go on with the run of these very settings from its newest whole checkpoint.")
+@click.option("--json", "as_json", is_flag=True, help="Print the end state as JSON instead of the summary.")
+def train(name: str, overrides: Sequence[str], path: Path, resume: bool, as_json: bool) -> None:
+    """Train an adapter on the shards of workflow NAME.
+
+    \b
+    boxcar train coco_qwen25vl
+    boxcar train coco_qwen25vl placement.num_workers=8 learning_rate.language=2e-4 lora.rank=64
+    ray job submit --working-dir . -- boxcar train coco_qwen25vl output=/mnt/shared/runs
+
+    A run's folder is named by what decides its result; the same run again is refused unless --resume says to go on.
+    """
+    from tools.training import train_with_progress
+    from tools.workflows import load_workflow
+
+    train_with_progress(load_workflow(path, name, "train", overrides), name, resume=resume, as_json=as_json)
 
 
 @main.command()

@@ -16,6 +16,7 @@ from pipelines.families.catalog import FAMILIES
 from pipelines.families.chatml import QWEN2_SPECIAL_IDS
 from pipelines.tokens import QWEN_SPLIT
 from schemas.errors import ConfigError
+from tools.tiny_base import TINY_FAMILIES, write_tiny_base
 
 COLOURS = {
     "red": (220, 50, 47),
@@ -36,7 +37,7 @@ _BEGINNING = json.dumps({"info": _INFO}).encode()[:-1]
 
 
 def write_demo(folder: Path, num_images: int, seed: int = 0) -> None:
-    """Images, instances.json, captions.json and tokenizer/ in `folder`. Raises ConfigError where there is something else."""
+    """Images, instances.json, captions.json, tokenizer/ and tiny bases in `folder`. Raises ConfigError where there is something else."""
     fix = "Choose another with --out."
     try:
         if folder.exists() and any(folder.iterdir()) and not _is_demo(folder):
@@ -77,6 +78,8 @@ def _write(folder: Path, num_images: int, seed: int) -> int:
     _write_json(folder / "captions.json", {"images": images, "annotations": captions})
     (folder / "tokenizer").mkdir(exist_ok=True)
     train_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
+    for family in TINY_FAMILIES:
+        write_tiny_base(folder / f"base-{family}", family, str(folder / "tokenizer"))
     return len(annotations)
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from torch.utils.weak import WeakIdKeyDictionary
 
 TEXT_ATTENTION = "boxcar_segments"
 VISION_ATTENTION = "boxcar_flash_windows"
@@ -43,6 +44,14 @@ class SegmentHolder:
 
     def __init__(self) -> None:
         self.current: Segments | None = None
+        self._of_images: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def of_images(self, cu_seqlens: torch.Tensor) -> Segments:
+        """Boundaries that a vision tower brings; every layer brings the same tensor, and only the first waits for the device."""
+        found: Segments | None = self._of_images.get(cu_seqlens)
+        if found is None:
+            found = self._of_images[cu_seqlens] = Segments(cu_seqlens.to(torch.int32), cu_seqlens.tolist())
+        return found
 
 
 SEGMENTS = SegmentHolder()
@@ -96,6 +105,7 @@ def _attend_varlen(
     return out
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # the boundaries differ from batch to batch: compiled code would be compiled again for each
 def text_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -115,6 +125,7 @@ def text_attention(
     return attend(q, k, v, segments, scale=scaling, causal=True, dropout=dropout).unsqueeze(0), None
 
 
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def vision_attention(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -128,6 +139,6 @@ def vision_attention(
 ) -> tuple[torch.Tensor, None]:
     """The same for vision towers, whose boundaries (images or windows) come as cu_seq_lens_q."""
     assert cu_seq_lens_q is not None, "transformers passes cu_seqlens to a vision attention named flash"
-    segments = Segments(cu_seq_lens_q.to(torch.int32), cu_seq_lens_q.tolist())
+    segments = SEGMENTS.of_images(cu_seq_lens_q)
     q, k, v = (part.squeeze(0).transpose(0, 1) for part in (query, key, value))
     return attend(q, k, v, segments, scale=scaling, causal=False, dropout=dropout).unsqueeze(0), None

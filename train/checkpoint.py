@@ -54,7 +54,7 @@ class Snapshot:
 
 
 def write(folder: Path, snapshot: Snapshot, contract_json: bytes, save_model: Callable[[Path], None]) -> None:
-    """Write a checkpoint into an empty folder. `save_model` writes what peft (or transformers) loads. Raises OSError where the disk is full."""
+    """Write a checkpoint into an empty folder. `save_model` writes what peft or transformers loads. Raises OSError: a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder)
     save_file(_contiguous(snapshot.parameters), folder / "trainable.safetensors")

@@ -79,7 +79,7 @@ def shape_of(base: Base) -> ModelShape:
         if not re.search(r"\.lora_", name):
             counts[part] += size
     text = base.model.config.get_text_config()
-    head = base.head.weight
+    (head,) = (weight for name, weight in base.head.named_parameters() if name == "weight")
     full, windowed = _vision_widths(base)
     return ModelShape(
         language_weights=counts["language"],
@@ -98,7 +98,7 @@ def _vision_widths(base: Base) -> tuple[int, int]:
     if base.native:
         return 0, 0  # counted by their weights alone: 1.5 % (Qwen-VL) and 1 % (CogVLM) too low
     vision = base.model.config.vision_config
-    hidden = int(base.vision.patch_embed.proj.out_channels)  # type: ignore[union-attr]  # the configs call it by different names
+    hidden = int(base.vision.patch_embed.proj.out_channels)  # the configs call it by different names
     full = getattr(vision, "fullatt_block_indexes", None)
     num_full = vision.depth if full is None else len(full)
     return hidden * num_full, hidden * (vision.depth - num_full)

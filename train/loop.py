@@ -131,7 +131,7 @@ class Trainer:
         batches = [batch.to(self.device, non_blocking=True) for batch in step.batches]
         weight = float(sum_over_ranks(torch.tensor(sum(batch.weight for batch in batches), dtype=torch.float64, device=self.device)))
         factor = rate_factor(state.step, self.around.num_steps, self.config.learning_rate) * state.rate_scale
-        rates = {part: getattr(self.config.learning_rate, part) * factor for part in self.trainable_by_phase[step.phase]}
+        rates: dict[str, float] = {part: getattr(self.config.learning_rate, part) * factor for part in self.trainable_by_phase[step.phase]}
         self.strategy.set_rates(rates)
         torch.manual_seed(_seed_of(self.config.seed, state.step, _rank()))  # dropout: a function of the step, so that resuming is exact
         table = torch.zeros(NUM_GROUPS + 1, 2, dtype=torch.float64, device=self.device)
@@ -144,8 +144,11 @@ class Trainer:
             table[-1, 0] += output.total.detach().double()
             outputs.append(BatchLoss(output.total.detach(), output.losses, output.groups, output.places))
         counts = torch.tensor(
-            [sum(batch.num_useful_tokens for batch in batches), sum(len(batch.dropped) for batch in batches)]
-            + [sum(map(self.shape.of_batch, batches))],
+            [
+                sum(batch.num_useful_tokens for batch in batches),
+                sum(batch.num_dropped for batch in batches),
+                sum(map(self.shape.of_batch, batches)),
+            ],
             dtype=torch.float64,
             device=self.device,
         )
@@ -171,7 +174,9 @@ class Trainer:
         metrics["_worst"] = lambda: self._all(_worst_samples(batches, outputs))
         return metrics
 
-    def _not_a_number(self, what: str, value: float, state: TrainState, batches: "list[MicroBatch]", rates: dict[str, float]) -> TrainingError:
+    def _not_a_number(
+        self, what: str, value: float, state: TrainState, batches: "list[MicroBatch]", rates: dict[str, float]
+    ) -> TrainingError:
         names = [name for batch in batches for name in batch.sample_ids][:NUM_NAMED_SAMPLES]
         return TrainingError(
             f"step {state.step + 1}",
@@ -230,11 +235,11 @@ class Trainer:
 
     def _restore(self, not_after: int | None) -> TrainState:
         snapshot = self.around.newest(not_after)
-        if snapshot is None:
-            return TrainState()
-        self.strategy.load(snapshot.parameters, snapshot.optimizer)
-        self.around.log({"event": "resumed", "step": snapshot.state.step})
-        return snapshot.state
+        state = TrainState() if snapshot is None else snapshot.state
+        if snapshot is not None:
+            self.strategy.load(snapshot.parameters, snapshot.optimizer)
+        self.around.log({"event": "resumed", "step": state.step})
+        return state
 
     def _anyone(self, flag: bool) -> bool:
         if not is_distributed():
@@ -294,7 +299,7 @@ def _public(metrics: dict[str, Any]) -> dict[str, float]:
 
 def _worst_samples(batches: "list[MicroBatch]", outputs: list[BatchLoss]) -> list[dict[str, Any]]:
     """The samples of this rank's step with the highest mean loss."""
-    found = []
+    found: list[dict[str, Any]] = []
     for batch, output in zip(batches, outputs, strict=True):
         width = batch.input_ids.shape[1]
         for number, name in enumerate(batch.sample_ids):
@@ -305,5 +310,4 @@ def _worst_samples(batches: "list[MicroBatch]", outputs: list[BatchLoss]) -> lis
             mine = output.losses[(output.places >= start) & (output.places < stop)]
             if len(mine):
                 found.append({"sample": name, "loss": float(mine.mean())})
-    return sorted(found, key=lambda entry: -float(entry["loss"]))[:NUM_NAMED_SAMPLES]
-
+    return sorted(found, key=lambda entry: -entry["loss"])[:NUM_NAMED_SAMPLES]

@@ -36,7 +36,7 @@ def weighted_cross_entropy(
 def labelled(
     hidden: torch.Tensor, input_ids: torch.Tensor, label_weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(hidden (N, H), targets (N,), weights (N,), places (B, T - 1) bool) of the tokens with a weight. Each is predicted by the state before it.
+    """(hidden (N, H), targets (N,), weights (N,), places (B, T - 1) bool) of the tokens with a weight, each beside the state before it.
 
     hidden: (B, T, H). input_ids: (B, T). label_weights: (B, T), of the token itself; 0 for the first token of every document.
     """

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from train.collate import MicroBatch
 
 _PEFT_PREFIX = "base_model.model."
-
-
 
 
 @dataclass(frozen=True)
@@ -71,14 +69,16 @@ class Base:
 
     @property
     def head(self) -> nn.Module:
-        return self.model.get_output_embeddings()
+        head: nn.Module = self.model.get_output_embeddings()
+        return head
 
     @property
     def vision_dtype(self) -> torch.dtype:
-        return next(self.vision.parameters()).dtype
+        dtype: torch.dtype = next(self.vision.parameters()).dtype
+        return dtype
 
     @property
-    def vision(self) -> nn.Module:
+    def vision(self) -> Any:
         return self.model.get_submodule(self.family.network.vision_module)
 
     def idle_vision(self, device: torch.device) -> torch.Tensor:
@@ -181,7 +181,8 @@ def _random(config: PreTrainedConfig, network: Network, dtype: torch.dtype, seed
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if network.model_type in NATIVE:
-            return NATIVE[network.model_type].model(config).to(dtype)
+            ours: PreTrainedModel = NATIVE[network.model_type].model(config).to(dtype)
+            return ours
         model: PreTrainedModel = AutoModelForImageTextToText.from_config(config, dtype=dtype)
         return model
 
@@ -278,7 +279,7 @@ def part_of(name: str, network: Network) -> "Part":
 
 
 def parameter_groups(model: nn.Module, network: Network, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters by part, as an optimizer takes them; each group says its `part`. Norms and biases decay no less: LoRA has none."""
+    """Trainable parameters by part, as an optimizer takes them; each group says its `part`."""
     groups: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:

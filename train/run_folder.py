@@ -1,11 +1,11 @@
 """A run's own folder, local, shared or in an object store.
 
-    run.json               what the run is made of; a folder of another run is refused
-    plan/epoch-0000.arrow  the plan of each epoch, written once by the driver
-    metrics.jsonl          one event a line
-    step-00000200/         checkpoints (`train.checkpoint`), the newest few
-    adapter/               the last one's adapter and contract, when the run is complete
-    loss.png               the same as a picture
+run.json               what the run is made of; a folder of another run is refused
+plan/epoch-0000.arrow  the plan of each epoch, written once by the driver
+metrics.jsonl          one event a line
+step-00000200/         checkpoints (`train.checkpoint`), the newest few
+adapter/               the last one's adapter and contract, when the run is complete
+loss.png               the same as a picture
 """
 
 import shutil
@@ -84,7 +84,9 @@ class RunFolder:
         if self.local is None:
             filesystem, path = storage.resolve(self / name)
             for file in sorted(folder.iterdir(), key=lambda file: (file.name == "checkpoint.json", file.name)):
-                pafs.copy_files(str(file), f"{path}/{file.name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem)
+                pafs.copy_files(
+                    str(file), f"{path}/{file.name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
+                )
             return
         with storage.writing(self.local / name):
             self.local.mkdir(parents=True, exist_ok=True)
@@ -100,8 +102,13 @@ class RunFolder:
             storage.sync_folder(self.local)
 
     def delete(self, name: str) -> None:
+        """A folder."""
         filesystem, path = storage.resolve(self / name)
         filesystem.delete_dir(path)
+
+    def delete_file(self, name: str) -> None:
+        filesystem, path = storage.resolve(self / name)
+        filesystem.delete_file(path)
 
 
 def require_new_or_same(folder: RunFolder, made_of: dict[str, object], read: dict[str, object] | None, *, resume: bool) -> None:

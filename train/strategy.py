@@ -44,7 +44,7 @@ class Strategy(Protocol):
         """Trainable parameters in full, on the host, in float32 where a master copy is kept; {} on other ranks than 0."""
 
     def optimizer_state(self) -> Tensors:
-        """"name/exp_avg", "name/exp_avg_sq" and "steps" (updates made); {} on other ranks than 0."""
+        """ "name/exp_avg", "name/exp_avg_sq" and "steps" (updates made); {} on other ranks than 0."""
 
     def load(self, parameters: Tensors, optimizer_state: Tensors) -> None:
         """What `parameters` and `optimizer_state` gave, on every rank."""
@@ -66,7 +66,9 @@ class PlainStrategy:
 
     through_module = False
 
-    def __init__(self, module: nn.Module, model: nn.Module, groups: list[dict[str, Any]], config: "TrainConfig", device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, model: nn.Module, groups: list[dict[str, Any]], config: "TrainConfig", device: torch.device
+    ) -> None:
         """module: what is called; model: the network within it that names the parameters."""
         self.trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         self._plain = self._module = module
@@ -124,7 +126,9 @@ class PlainStrategy:
                 moments = {key: optimizer_state[f"{name}/{key}"] for key in ("step", *MOMENTS) if f"{name}/{key}" in optimizer_state}
                 if moments:
                     self._optimizer.state[parameter] = {
-                        key: value.clone() if key == "step" and not self._optimizer.defaults["fused"] else value.to(parameter.device).clone()
+                        key: value.clone()
+                        if key == "step" and not self._optimizer.defaults["fused"]
+                        else value.to(parameter.device).clone()
                         for key, value in moments.items()
                     }
 

@@ -67,7 +67,9 @@ def _read(path: Path) -> dict[str, Any]:
 class ZeroStrategy:
     """A DeepSpeed engine."""
 
-    def __init__(self, module: nn.Module, model: nn.Module, groups: list[dict[str, Any]], config: "TrainConfig", device: torch.device) -> None:
+    def __init__(
+        self, module: nn.Module, model: nn.Module, groups: list[dict[str, Any]], config: "TrainConfig", device: torch.device
+    ) -> None:
         assert config.deepspeed is not None, "the caller chose this strategy by that section"
         if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -116,7 +118,7 @@ class ZeroStrategy:
         return float(self._engine.get_global_grad_norm())
 
     def parameters(self) -> Tensors:
-        return self._whole({name: self._utils.safe_get_full_fp32_param for name in self.trainable}, "{}")
+        return self._whole(dict.fromkeys(self.trainable, self._utils.safe_get_full_fp32_param), "{}")
 
     def optimizer_state(self) -> Tensors:
         state: Tensors = {}

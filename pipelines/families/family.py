@@ -19,7 +19,7 @@ PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
 
 
 PositionRule = Literal["mrope", "shared_image", "sequential"]
-"""mrope: time, row and column (Qwen2-VL and later). shared_image: one position for all patches of an image (CogVLM). sequential: 0, 1, ..."""
+"""mrope: time, row, column (Qwen2-VL and later). shared_image: one position for all patches of an image (CogVLM). sequential: 0, 1, ..."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 """The loss: equal to the plain formula, gradients too, and what its weights promise."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given
@@ -96,7 +98,7 @@ def test_cutting_the_batch_into_micro_batches_changes_nothing(borders: list[int]
     hidden, head, targets, weights = _problem(20, seed)
     loss, gradient = _mean(hidden, head, targets, weights)
     edges = [0, *sorted(borders), 20]
-    parts = [slice(start, stop) for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [slice(start, stop) for start, stop in pairwise(edges)]
     totals = [weighted_cross_entropy(hidden[p], head, targets[p], weights[p], chunk_tokens=3)[0] / weights.sum() for p in parts]
     summed = torch.stack(totals).sum()
     torch.testing.assert_close(summed, loss)

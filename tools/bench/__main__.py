@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from schemas.training import ScheduleKind
 from tools.bench import measure
 
 PHOTOGRAPHS = click.option(
@@ -106,6 +107,22 @@ def headers(photographs: Path, passes: int) -> None:
     from tools.bench import conversion
 
     conversion.headers(photographs, passes)
+
+
+@main.command()
+@click.option("--rows", default=10_000_000, show_default=True)
+@click.option("--turns", default=8, show_default=True, help="Turns a row.")
+@click.option("--turns-per-sample", type=int, help="Of the schedule. Default: as many as fit, so that all are taken.")
+@click.option("--kind", default="progressive", show_default=True)
+@click.option("--window", default=100_000, show_default=True)
+@click.option("--cutoff", default=4096, show_default=True)
+@click.option("--global-batch", default=16, show_default=True)
+def plan(rows: int, turns: int, turns_per_sample: int | None, kind: ScheduleKind, window: int, cutoff: int, global_batch: int) -> None:
+    """Seconds and memory of planning an epoch of a synthetic index; fill, and balance over 8 ranks."""
+    from schemas.training import ScheduleConfig
+    from tools.bench import planning
+
+    planning.plan(rows, turns, ScheduleConfig(kind=kind, turns_per_sample=turns_per_sample), window, cutoff, global_batch)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""A base small enough for a laptop: a family's architecture in a config.json, for `init: random`. Trials, tests and benchmarks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipelines.families.catalog import find_family
+from pipelines.families.patches import SmartResize
+from pipelines.tokens import load_tokenizer
+from schemas.errors import ConfigError
+
+_TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+}
+_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]}
+
+
+def _qwen2_vl(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    vision |= {"depth": 2, "embed_dim": 32, "num_heads": 2, "mlp_ratio": 2, "hidden_size": text["hidden_size"]}
+    return {"text_config": text | {"rope_parameters": _ROPE}, "vision_config": vision, "architectures": ["Qwen2VLForConditionalGeneration"]}
+
+
+def _qwen2_5_vl(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    vision |= {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "fullatt_block_indexes": [1], "window_size": 112}
+    vision |= {"out_hidden_size": text["hidden_size"]}
+    architecture = ["Qwen2_5_VLForConditionalGeneration"]
+    return {"text_config": text | {"rope_parameters": _ROPE}, "vision_config": vision, "architectures": architecture}
+
+
+def _qwen3_vl(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
+    vision |= {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "num_position_embeddings": 256}
+    vision |= {"out_hidden_size": text["hidden_size"], "deepstack_visual_indexes": [0, 1]}
+    rope = _ROPE | {"mrope_interleaved": True}
+    text |= {"head_dim": 16, "rope_parameters": rope}
+    return {"text_config": text, "vision_config": vision, "architectures": ["Qwen3VLForConditionalGeneration"]}
+
+
+_BUILDERS = {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
+TINY_FAMILIES = tuple(_BUILDERS)
+
+
+def write_tiny_base(folder: Path, family_name: str, tokenizer: str) -> None:
+    """Write config.json of a tiny network that fits the family and the tokenizer. Raises ConfigError for a family without one."""
+    if family_name not in _BUILDERS:
+        raise ConfigError("family", found=repr(family_name), expected=f"one of {', '.join(_BUILDERS)}")
+    family = find_family(family_name)
+    resize, special = family.resize, load_tokenizer(tokenizer).special_ids
+    assert isinstance(resize, SmartResize), "these families share it"
+    vocabulary = -(-(max(special.values()) + 1) // 64) * 64
+    ids = {"bos_token_id": None, "eos_token_id": special["<|im_end|>"], "pad_token_id": None}
+    text = _TEXT | ids | {"vocab_size": vocabulary, "model_type": f"{family_name}_text"}
+    vision = {"patch_size": resize.patch, "spatial_merge_size": resize.merge, "temporal_patch_size": 2, "in_channels": 3}
+    config = _BUILDERS[family_name](text, vision) | {
+        "model_type": family.network.model_type,
+        "image_token_id": special[family.chat.image_token],
+        "video_token_id": special.get("<|video_pad|>", vocabulary - 1),
+        "vision_start_token_id": special["<|vision_start|>"],
+        "vision_end_token_id": special["<|vision_end|>"],
+        "tie_word_embeddings": False,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

@@ -1,0 +1,346 @@
+"""One worker from start to end: open the plan, the shards and the base, put the loop together, run it. No Ray here: `job.py` and the
+command line call `work` with a session that says which rank this is.
+
+    spec (JSON) ──> shards, contract, plan ──> base + adapters ──> strategy ──> loop ──> checkpoints, metrics, adapter
+"""
+
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import torch
+from safetensors.torch import save_file
+from torch import distributed
+
+from pipelines.families.catalog import find_family
+from schemas.errors import ConfigError, TrainingError
+from schemas.training import Part, TrainConfig
+from train import checkpoint, flops
+from train.attention import SEGMENTS
+from train.checkpoint import Snapshot, TrainState
+from train.collate import MicroBatch
+from train.loop import Step, Trainer
+from train.model import Base, attach_lora, open_base, parameter_groups, part_of, unfreeze
+from train.objective import Objective
+from train.plan import read_plan
+from train.run_folder import ADAPTER, RunFolder, checkpoint_name
+from train.sessions import Session
+from train.store import ShardStore
+from train.strategy import PlainStrategy, Strategy
+from train.stream import StreamConfig, stream
+from train.trackers import Tracker, open_trackers
+from train.zero import ZeroStrategy
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a worker must know, as JSON: it travels between processes and hosts."""
+
+    config: dict[str, Any]
+    """TrainConfig with nothing left open: shards, base, cutoff_len, precision."""
+    folder: str
+    """URI of the run's folder."""
+    name: str
+    plans: list[str]
+    """Files of the epochs' plans, by name within the folder."""
+    epoch_steps: list[int]
+    validation_plan: str | None = None
+    resume: bool = False
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def work(spec: RunSpec, session: Session) -> dict[str, Any]:
+    """Run this worker to the end. Returns the state of the run as a dictionary; raises BoxcarError for what a user can mend."""
+    config = TrainConfig.model_validate(spec.config)
+    torch.set_num_threads(max(1, int(config.placement.cpus_per_worker)))
+    with tempfile.TemporaryDirectory(prefix="boxcar-") as scratch:
+        worker = _Worker(spec, config, session, Path(scratch))
+        try:
+            state = worker.trainer().run()
+            worker.finish(state)
+        finally:
+            SEGMENTS.current = None
+            worker.close()
+    return asdict(state)
+
+
+class _Worker:
+    """The surroundings of the loop: plan, checkpoints, trackers."""
+
+    def __init__(self, spec: RunSpec, config: TrainConfig, session: Session, scratch: Path) -> None:
+        self._spec = spec
+        self._config = config
+        self._session = session
+        self._scratch = scratch
+        self._folder = RunFolder(spec.folder)
+        self._store = ShardStore(config.shards, config.cache_dir, int(config.cache_gb * 1e9))
+        self._contract = self._store.contract
+        self._family = find_family(self._contract.family)
+        self.num_steps = sum(spec.epoch_steps)
+        self._trackers: list[Tracker] = []
+        if session.rank == 0:
+            self._trackers = open_trackers(config.trackers, self._folder, spec.name)
+        self._model: Any = None
+
+    # ---- putting it together
+
+    def trainer(self) -> Trainer:
+        config, session = self._config, self._session
+        base = self._base
+        if config.method == "full":
+            unfreeze(base, config.full)
+            self._model = base.model
+        else:
+            self._model = attach_lora(base, config.lora, seed=config.seed, quantised=config.method == "qlora")
+        self._model.train()
+        if config.gradient_checkpointing:
+            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        if config.compile:
+            for layer in base.model.get_submodule(self._family.network.decoder_layers).children():
+                layer.compile()
+        self._model.to(session.device)
+        trained = {part_of(name, self._family.network) for name, weight in self._model.named_parameters() if weight.requires_grad}
+        zero3 = config.deepspeed is not None and _stage(config) == 3
+        objective = Objective(
+            base,
+            chunk_tokens=config.loss.chunk_tokens,
+            autocast=torch.bfloat16 if config.precision == "bf16" else None,
+            through_module=zero3,
+            idle_vision=zero3 or bool(trained & {"vision", "merger"}),
+        )
+        shape = flops.shape_of(base)
+        groups = parameter_groups(self._model, self._family.network, config.weight_decay)
+        strategy: Strategy = (ZeroStrategy if config.deepspeed else PlainStrategy)(objective, self._model, groups, config, session.device)
+        self._log_start(trained, strategy)
+        return Trainer(
+            config,
+            strategy,
+            self,
+            session.device,
+            shape,
+            self._phases(trained),
+            flops.peak_flops(session.device, config.peak_tflops),
+            session.world_size,
+        )
+
+    @cached_property
+    def _base(self) -> Base:
+        config = self._config
+        # Full fine-tuning without DeepSpeed keeps its master weights in float32 and computes in bf16.
+        master = config.method == "full" and config.deepspeed is None
+        dtype = torch.bfloat16 if config.precision == "bf16" and not master else torch.float32
+        return open_base(
+            config.base,
+            self._family,
+            self._contract.image_token_id,
+            random_weights=config.init == "random",
+            dtype=dtype,
+            packed=config.packing == "packed",
+            seed=config.seed,
+            quantise=config.method == "qlora",
+        )
+
+    def _phases(self, trained: set[Part]) -> list[tuple[Part, ...]]:
+        """Parts that take steps, by phase of the plan."""
+        everything = tuple(sorted(trained))
+        phases = [everything if phase.trainable is None else phase.trainable for phase in self._config.phases] or [everything]
+        for number, parts in enumerate(phases):
+            if absent := sorted(set(parts) - trained):
+                raise ConfigError(
+                    f"train.phases[{number}].trainable",
+                    found=", ".join(absent),
+                    expected=f"parts that are tuned in this run: {', '.join(everything)}",
+                    fix="Name them in lora.parts (or in `full`) as well.",
+                )
+        return phases
+
+    def _log_start(self, trained: set[Part], strategy: Strategy) -> None:
+        weights = sum(getattr(weight, "ds_numel", weight.numel()) for weight in strategy.trainable.values())
+        everything = sum(getattr(weight, "ds_numel", weight.numel()) for weight in self._model.parameters())
+        self.log(
+            {
+                "event": "started",
+                "num_steps": self.num_steps,
+                "world_size": self._session.world_size,
+                "trainable_parameters": weights,
+                "parameters": everything,
+                "trained_parts": sorted(trained),
+                "device": torch.cuda.get_device_name() if self._session.device.type == "cuda" else platform.processor() or "cpu",
+                "versions": self._spec.versions,
+            }
+        )
+
+    # ---- surroundings of the loop
+
+    def steps(self, first: int) -> Iterator[Step]:
+        before = 0
+        for plan, num_steps in zip(self._spec.plans, self._spec.epoch_steps, strict=True):
+            if first < before + num_steps:
+                table = self._plan(plan)
+                phases = dict(zip(table["step"].to_numpy().tolist(), table["phase"].to_numpy().tolist(), strict=True))
+                within = max(0, first - before)
+                for number, batches in enumerate(self._stream(table, within), start=within):
+                    yield Step(phases[number], batches)
+            before += num_steps
+
+    def validation(self) -> Iterator[MicroBatch]:
+        assert self._spec.validation_plan is not None, "the driver planned it"
+        assert self._config.validation is not None, "the loop saw it"
+        store = ShardStore(self._config.validation.shards, self._config.cache_dir, int(self._config.cache_gb * 1e9))
+        packs = self._plan(self._spec.validation_plan).slice(0, self._config.validation.max_packs)
+        for batches in self._stream(packs, 0, store):
+            yield from batches
+
+    def _plan(self, name: str) -> pa.Table:
+        return read_plan(self._folder.fetch(name, self._scratch)).packs
+
+    def _stream(self, packs: pa.Table, first: int, store: ShardStore | None = None) -> Iterator[list[MicroBatch]]:
+        config = self._config
+        return stream(
+            store or self._store,
+            packs,
+            StreamConfig(
+                micro_batch=config.micro_batch,
+                packing=config.packing,
+                pad_to=config.cutoff_len if config.compile and config.packing == "packed" else None,
+                pixels=config.pixels,
+                on_bad_image=config.on_bad_image,
+                loader_workers=config.loader_workers,
+                loss=config.loss,
+            ),
+            first_step=first,
+            rank=self._session.rank,
+            world_size=self._session.world_size,
+            pin_memory=self._session.device.type == "cuda",
+        )
+
+    def save(self, snapshot: Snapshot, metrics: dict[str, float]) -> None:
+        folder = None
+        if self._session.rank == 0:
+            folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self._scratch))
+            try:
+                checkpoint.write(folder, snapshot, self._contract_json(), lambda where: self._save_model(where, snapshot))
+            except OSError as error:
+                raise self._disk_error(error) from error
+        for tracker in self._trackers:
+            tracker.flush()
+        try:
+            self._session.publish(folder, snapshot.state.step, metrics)
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self.log({"event": "checkpoint", "step": snapshot.state.step, "folder": self._folder / checkpoint_name(snapshot.state.step)})
+
+    def newest(self, not_after: int | None = None) -> Snapshot | None:
+        chosen: list[int | None] = [self._newest_whole(not_after) if self._session.rank == 0 else None]
+        if distributed.is_initialized() and self._session.world_size > 1:
+            distributed.broadcast_object_list(chosen)
+        if chosen[0] is None:
+            return None
+        folder = self._folder.fetch(checkpoint_name(chosen[0]), self._scratch)
+        if not folder.is_dir():
+            raise TrainingError(
+                str(folder),
+                found=f"no such folder on {platform.node()}",
+                expected="the checkpoint that rank 0 sees",
+                fix="`output` must be on storage that all nodes share, or an object store.",
+            )
+        return checkpoint.load(folder)
+
+    def _newest_whole(self, not_after: int | None) -> int | None:
+        for step in self._folder.checkpoints():
+            if not_after is not None and step > not_after:
+                continue
+            found = checkpoint.problems(self._folder.fetch(checkpoint_name(step), self._scratch))
+            if not found:
+                return step
+            self.log({"event": "checkpoint_damaged", "step": step, "problems": found})
+        return None
+
+    def log(self, event: dict[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log(event)
+
+    def stopping(self) -> bool:
+        return self._session.stopping()
+
+    # ---- what is saved
+
+    def _contract_json(self) -> bytes:
+        return msgspec.json.format(msgspec.json.encode(self._contract, order="sorted"), indent=1) + b"\n"
+
+    def _save_model(self, folder: Path, snapshot: Snapshot) -> None:
+        """What peft's or transformers' from_pretrained reads."""
+        if self._config.method == "full":
+            self._base.model.save_pretrained(folder, state_dict=self._whole_state(snapshot))
+            return
+        import peft  # noqa: PLC0415
+
+        settings = self._model.peft_config["default"]
+        settings.base_model_name_or_path = self._config.base
+        settings.inference_mode = True
+        settings.save_pretrained(folder)
+        tensors = peft.get_peft_model_state_dict(self._model, state_dict=dict(snapshot.parameters), save_embedding_layers=False)
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    def _whole_state(self, snapshot: Snapshot) -> dict[str, torch.Tensor]:
+        frozen = {name: tensor for name, tensor in self._base.model.state_dict().items() if name not in snapshot.parameters}
+        if any(tensor.numel() == 0 for tensor in frozen.values()):
+            raise ConfigError(
+                "train.full",
+                found=f"deepspeed stage 3 with frozen parts ({', '.join(self._config.full)} are tuned)",
+                expected="all parts tuned, or stage 2",
+                fix="A checkpoint of the whole model cannot be gathered otherwise.",
+            )
+        return {**frozen, **snapshot.parameters}
+
+    def _disk_error(self, error: OSError) -> TrainingError:
+        return TrainingError(
+            self._folder.uri,
+            found=f"{error.strerror or error} while saving a checkpoint",
+            expected="room for it",
+            fix="The last complete checkpoint is untouched: make room, then run the same command with --resume.",
+        )
+
+    def finish(self, state: TrainState) -> None:
+        """Rank 0: the newest checkpoint's adapter as `adapter/`, and the last event."""
+        if self._session.rank:
+            return
+        last = min(self.num_steps, self._config.max_steps or self.num_steps)
+        step = self._newest_whole(None)
+        if step is not None and step == state.step:
+            source = self._folder.fetch(checkpoint_name(step), self._scratch)
+            copy = Path(tempfile.mkdtemp(dir=self._scratch))
+            for file in source.iterdir():
+                if file.name not in ("optimizer.safetensors", "trainable.safetensors", checkpoint.SEAL, "state.json"):
+                    shutil.copy(file, copy / file.name)
+            self._folder.put(copy, ADAPTER)
+        self.log({"event": "finished", "step": state.step, "complete": state.step >= last, "tokens": state.tokens})
+
+    def close(self) -> None:
+        for tracker in self._trackers:
+            tracker.flush()
+
+
+def _stage(config: TrainConfig) -> int:
+    from train.zero import deepspeed_config  # noqa: PLC0415
+
+    assert config.deepspeed is not None, "asked only where there is such a section"
+    settings = deepspeed_config(config.deepspeed, max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", world_size=1)
+    return int(settings.get("zero_optimization", {}).get("stage", 0))
+
+
+def versions() -> dict[str, str]:
+    """What this process runs on."""
+    import peft  # noqa: PLC0415
+    import transformers  # noqa: PLC0415
+
+    found = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    found |= {"peft": peft.__version__, "host": platform.node(), "cuda": str(torch.version.cuda)}
+    return found

@@ -169,20 +169,25 @@ def load(folder: Path) -> Manifest:
             expected="the manifest of a complete conversion",
             fix="Run `boxcar convert` to its end; it goes on where it stopped.",
         ) from error
+    return loads(data, str(path))
+
+
+def loads(data: bytes, where: str) -> Manifest:
+    """The manifest in these bytes; `where` names them in messages. Raises ShardError where they are damaged or of another version."""
     try:
         head = msgspec.json.decode(data, type=dict)
         if head.get("format") != FORMAT or head.get("format_version") != FORMAT_VERSION:
             raise ShardError(
-                str(path),
+                where,
                 found=f"format {head.get('format')!r} version {head.get('format_version')!r}",
                 expected=f"{FORMAT!r} version {FORMAT_VERSION}",
             )
         manifest = msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise ShardError(str(path), found=f"a damaged manifest ({error})", expected="the file as it was written") from error
+        raise ShardError(where, found=f"a damaged manifest ({error})", expected="the file as it was written") from error
     if dump(manifest) != data:
         raise ShardError(
-            str(path),
+            where,
             found="a manifest whose content is not what its hash says",
             expected="the file as it was written",
             fix="Convert again.",

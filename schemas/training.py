@@ -46,6 +46,16 @@ class ScheduleConfig(Section):
     )
     turn_order: Literal["hash", "stored"] = Field(default="hash", description="Order of the chosen turns within a sample.")
 
+    @model_validator(mode="after")
+    def _nothing_said_in_vain(self) -> "ScheduleConfig":
+        for end, start in (("turns_per_sample_end", "turns_per_sample"), ("absent_share_end", "absent_share")):
+            if getattr(self, end) is not None and getattr(self, start) is None:
+                raise ValueError(f"schedule has {end} without {start}: a ramp needs both ends")
+        limits = [name for name in ("turns_per_sample", "absent_share") if getattr(self, name) is not None]
+        if self.kind == "all" and limits:
+            raise ValueError(f"schedule.kind all takes every turn that fits, but {limits[0]} is set: choose one")
+        return self
+
 
 class MixtureConfig(Section):
     """How often sources and tasks come."""
@@ -160,6 +170,7 @@ class LossWatchConfig(Section):
     steps: int = Field(default=50, ge=1, description="For so many steps in a row.")
     smoothing: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.95, description="Weight of the past in the moving average.")
     roll_back: bool = Field(default=False, description="Then go back to the last checkpoint before the rise, with half the learning rate.")
+    max_roll_backs: int = Field(default=3, ge=1, description="Then it only warns.")
 
 
 class EarlyStopConfig(Section):

@@ -25,6 +25,7 @@ from schemas.errors import BoxcarError, ConfigError, TrainingError
 from schemas.training import PlanConfig, TrainConfig
 from schemas.workflow import Workflow
 from train.index import PlanIndex, read_index
+from train.nodes import require_alike, survey
 from train.plan import Plan, plan_epoch, write_plan
 from train.run_folder import METRICS, RUN, RunFolder, require_new_or_same
 from train.sessions import LocalSession
@@ -82,10 +83,8 @@ def _uses_gpu(config: TrainConfig) -> bool:
         return config.placement.use_gpu
     if config.placement.executor == "inline":
         return torch.cuda.is_available()
-    import ray  # noqa: PLC0415
-
-    with _ray():
-        return bool(ray.cluster_resources().get("GPU", 0))
+    with connected() as resources:
+        return bool(resources.get("GPU", 0))
 
 
 def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_event: OnEvent = lambda _: None) -> dict[str, Any]:
@@ -215,6 +214,7 @@ def _failure(error: BoxcarError) -> dict[str, str]:
 
 
 def _run_with_ray(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict[str, Any]:
+    import ray  # noqa: PLC0415
     import ray.train  # noqa: PLC0415
     import ray.train.torch  # noqa: PLC0415
 
@@ -222,8 +222,10 @@ def _run_with_ray(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict
     use_gpu = _uses_gpu(config)
     if folder.read(FAILURE) is not None:
         folder.delete_file(FAILURE)
-    with _ray():
-        _require_room(config, use_gpu)
+    with connected() as resources:
+        _require_room(config, use_gpu, resources)
+        if len([node for node in ray.nodes() if node["Alive"]]) > 1:
+            require_alike(survey(config.shards, config.output))
         trainer = ray.train.torch.TorchTrainer(
             _work_under_ray,
             train_loop_config=msgspec.to_builtins(spec),
@@ -279,11 +281,8 @@ def _last_state(folder: RunFolder) -> dict[str, Any]:
     return {key: value for key, value in finished[-1].items() if key in ("step", "tokens", "complete")} if finished else {}
 
 
-def _require_room(config: TrainConfig, use_gpu: bool) -> None:
+def _require_room(config: TrainConfig, use_gpu: bool, have: dict[str, float]) -> None:
     """Ray would wait for ever for a machine that never comes."""
-    import ray  # noqa: PLC0415
-
-    have = ray.cluster_resources()
     least = config.placement.min_workers or config.placement.num_workers
     needed = {"CPU": least * config.placement.cpus_per_worker} | ({"GPU": float(least)} if use_gpu else {})
     for resource, number in needed.items():
@@ -297,8 +296,8 @@ def _require_room(config: TrainConfig, use_gpu: bool) -> None:
 
 
 @contextmanager
-def _ray() -> Iterator[None]:
-    """Ray for the time of the block: the cluster that the environment names, else one on this machine."""
+def connected() -> Iterator[dict[str, float]]:
+    """Ray for the time of the block: the cluster that the environment names, else one on this machine. Gives its resources."""
     import ray  # noqa: PLC0415
 
     started_here = not ray.is_initialized()
@@ -306,7 +305,7 @@ def _ray() -> Iterator[None]:
         address = os.environ.get("RAY_ADDRESS", "local")
         ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False, logging_level=logging.ERROR)
     try:
-        yield
+        yield ray.cluster_resources()
     finally:
         if started_here:
             ray.shutdown()

@@ -201,7 +201,7 @@ class Trainer:
             "hardest_samples": metrics["_worst"](),
         }
         self.around.log(event)
-        if not self.config.loss_watch.roll_back:
+        if not self.config.loss_watch.roll_back or state.rate_scale <= 2.0**-self.config.loss_watch.max_roll_backs:
             return None
         if self.around.newest(since) is None:
             self.around.log({"event": "no_checkpoint_before_the_rise", "step": state.step, "since_step": since})

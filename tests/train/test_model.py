@@ -1,0 +1,198 @@
+"""Networks of transformers behind our attention: packed samples do not see each other, and are what they are alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.families.catalog import find_family
+from schemas.errors import ConfigError
+from schemas.training import LoraConfig, Part
+from tests.train.tiny import FAMILIES, base_folder, image_token_id, packed_batch, padded_batch, random_documents, tiny_base
+from train.model import attach_lora, open_base, parameter_groups, part_of, unfreeze
+from train.objective import Objective
+
+TOLERANCE = 1e-5
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_packed_padded_and_single_logits_are_equal(tmp_path: Path, family: str) -> None:
+    base = tiny_base(tmp_path, family)
+    documents, pixels = random_documents(base)
+    with torch.no_grad():
+        packed = base.head(base.hidden_states(packed_batch(documents, pixels)))[0]
+        filled = base.head(base.hidden_states(packed_batch(documents, pixels, pad_to=len(packed) + 13)))[0]
+        single = [base.head(base.hidden_states(packed_batch([d], [p])))[0] for d, p in zip(documents, pixels, strict=True)]
+        reference = tiny_base(tmp_path, family, packed=False)
+        padded = reference.head(reference.hidden_states(padded_batch(documents, pixels)))
+    start = 0
+    for number, document in enumerate(documents):
+        stop = start + len(document)
+        torch.testing.assert_close(packed[start:stop], single[number], rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(packed[start:stop], padded[number, : len(document)], rtol=0, atol=TOLERANCE)
+        torch.testing.assert_close(packed[start:stop], filled[start:stop], rtol=0, atol=TOLERANCE)
+        start = stop
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_change_in_one_sample_leaves_the_others_alone(tmp_path: Path, family: str) -> None:
+    """The check that can fail: with 1-D positions, or a mask of transformers' own, the neighbours move by 0.3 and more."""
+    base = tiny_base(tmp_path, family)
+    documents, pixels = random_documents(base)
+    first = packed_batch(documents, pixels)
+    pixels[0][0][:] = 255 - pixels[0][0]
+    second = packed_batch(documents, pixels)
+    with torch.no_grad():
+        before, after = (base.hidden_states(batch)[0] for batch in (first, second))
+    border = len(documents[0])
+    assert (before[:border] - after[:border]).abs().max() > 1e-3
+    assert torch.equal(before[border:], after[border:])
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_of_a_pack_are_the_sum_of_its_samples(tmp_path: Path, family: str, checkpointing: bool) -> None:
+    base = tiny_base(tmp_path, family)
+    documents, pixels = random_documents(base)
+    model = attach_lora(base, LoraConfig(rank=4, parts=("language", "merger", "vision")), seed=0)
+    _move_off_zero(model)
+    model.train()
+    if checkpointing:
+        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False, idle_vision=True)
+    whole = objective(packed_batch(documents, pixels))
+    whole.total.backward()
+    together = _gradients(model)
+    singles = [objective(packed_batch([d], [p])) for d, p in zip(documents, pixels, strict=True)]
+    # One after the other: the boundaries that recomputation reads are those of the last forward pass.
+    for single_document, single_pixels in zip(documents, pixels, strict=True):
+        objective(packed_batch([single_document], [single_pixels])).total.backward()
+    torch.testing.assert_close(whole.total.detach(), torch.stack([single.total.detach() for single in singles]).sum())
+    for name, gradient in _gradients(model).items():
+        torch.testing.assert_close(gradient, together[name], rtol=1e-3, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")
+        assert gradient.abs().max() > 0, f"{name} gets no gradient"
+
+
+def _move_off_zero(model: torch.nn.Module) -> None:
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05)
+
+
+def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    found = {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
+    model.zero_grad()
+    return found
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_without_images_uses_the_vision_tower_all_the_same(tmp_path: Path, family: str) -> None:
+    base = tiny_base(tmp_path, family)
+    model = attach_lora(base, LoraConfig(rank=4, parts=("language", "vision", "merger")), seed=0)
+    documents, pixels = random_documents(base)
+    text = packed_batch([documents[1]], [pixels[1]])
+    totals = []
+    for idle in (False, True):
+        objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False, idle_vision=idle)
+        output = objective(text)
+        output.total.backward()
+        totals.append(output.total.detach())
+        used = {part_of(name, base.family.network) for name, weight in model.named_parameters() if weight.grad is not None}
+        assert used == ({"language", "vision", "merger"} if idle else {"language"})
+        model.zero_grad()
+    assert torch.equal(totals[0], totals[1])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("part", ["language", "vision", "merger"])
+def test_adapters_land_on_their_part_alone(tmp_path: Path, family: str, part: Part) -> None:
+    base = tiny_base(tmp_path, family)
+    model = attach_lora(base, LoraConfig(rank=2, parts=(part,)), seed=0)
+    names = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    assert names
+    assert {part_of(name, base.family.network) for name in names} == {part}
+    (group,) = parameter_groups(model, base.family.network, 0.1)
+    assert (group["part"], len(group["params"]), group["weight_decay"]) == (part, len(names), 0.1)
+    layers = {name.partition(".lora_")[0] for name in names}
+    linears = {name.removesuffix(".base_layer") for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+    inner = {name for name in linears if "lora_" not in name and not name.endswith("lm_head")}
+    assert layers == {name for name in inner if part_of(f"{name}.weight", base.family.network) == part}, "all but the head"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_full_tuning_frees_the_named_parts(tmp_path: Path, family: str) -> None:
+    base = tiny_base(tmp_path, family)
+    unfreeze(base, ("merger",))
+    free = [name for name, weight in base.model.named_parameters() if weight.requires_grad]
+    assert free
+    assert all("merger" in name for name in free)
+
+
+def test_adapters_start_as_nothing_and_from_the_seed(tmp_path: Path) -> None:
+    first, second = tiny_base(tmp_path, "qwen2_5_vl"), tiny_base(tmp_path, "qwen2_5_vl")
+    documents, pixels = random_documents(first)
+    batch = packed_batch(documents, pixels)
+    with torch.no_grad():
+        before = first.hidden_states(batch)
+        models = [attach_lora(base, LoraConfig(), seed=5) for base in (first, second)]
+        assert torch.equal(first.hidden_states(batch), before)
+    weights = [dict(model.named_parameters()) for model in models]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"model_type": "qwen3_vl"}, "a base of model_type 'qwen3_vl'"),
+        ({"text_config": {"vocab_size": 100}}, "a vocabulary of 100"),
+        ({"vision_config": {"patch_size": 16}}, "patches of 16 px"),
+        ({"image_token_id": 7}, "image_token_id 7"),
+    ],
+    ids=["family", "vocabulary", "patch", "image token"],
+)
+def test_a_base_that_does_not_fit_the_shards(tmp_path: Path, change: dict[str, object], found: str) -> None:
+    import json  # noqa: PLC0415
+
+    folder = base_folder(tmp_path, "qwen2_5_vl")
+    token = image_token_id(folder)
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in change.items():
+        config[key] = config[key] | value if isinstance(value, dict) else value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=found):
+        open_base(str(folder), find_family("qwen2_5_vl"), token, random_weights=True, dtype=torch.float32, packed=True)
+
+
+def test_a_base_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no usable config.json"):
+        open_base(str(tmp_path), find_family("qwen2_5_vl"), 1, random_weights=True, dtype=torch.float32, packed=True)
+
+
+def test_a_base_without_weights(tmp_path: Path) -> None:
+    folder = base_folder(tmp_path, "qwen2_5_vl")
+    with pytest.raises(ConfigError, match="without weights that load"):
+        open_base(
+            str(folder), find_family("qwen2_5_vl"), image_token_id(folder), random_weights=False, dtype=torch.float32, packed=True
+        )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_weights_load_and_a_missing_one_is_noticed(tmp_path: Path, family: str) -> None:
+    from safetensors.torch import load_file, save_file  # noqa: PLC0415
+
+    base = tiny_base(tmp_path, family)
+    saved = tmp_path / "saved"
+    base.model.save_pretrained(saved)
+    options = {"random_weights": False, "dtype": torch.float32, "packed": True}
+    again = open_base(str(saved), base.family, base.image_token_id, **options)  # type: ignore[arg-type]
+    documents, pixels = random_documents(base)
+    batch = packed_batch(documents, pixels)
+    with torch.no_grad():
+        assert torch.equal(again.hidden_states(batch), base.hidden_states(batch))
+    tensors = load_file(saved / "model.safetensors")
+    tensors.pop(next(name for name in tensors if "layers.1.mlp.up_proj" in name))
+    save_file(tensors, saved / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigError, match="without 1 of the network's weights"):
+        open_base(str(saved), base.family, base.image_token_id, **options)  # type: ignore[arg-type]

@@ -40,6 +40,7 @@ def main() -> None:
 
     \b
     boxcar convert NAME      annotations to shards whose rows know their exact cost in tokens
+    boxcar plan NAME         what an epoch of training will be, before a GPU is booked
     boxcar train NAME        shards to an adapter, on one machine or a cluster
     boxcar show SHARDS       look at a sample, its boxes drawn as its answer text says
     boxcar verify SHARDS     check every hash and every row
@@ -76,6 +77,29 @@ def convert(name: str, overrides: Sequence[str], path: Path, as_json: bool) -> N
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option("--epoch", default=0, show_default=True, type=click.IntRange(min=0), help="Which epoch, from 0.")
+@click.option("--json", "as_json", is_flag=True, help="Print the plan's counts as JSON instead of the tables.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG to write: fill, tokens, tasks and difficulty along the epoch.")
+def plan(name: str, overrides: Sequence[str], path: Path, epoch: int, as_json: bool, plot: Path | None) -> None:
+    """Say what an epoch of workflow NAME will be: steps, tokens, fill, balance, tasks, sources, phases, and what is left out.
+
+    \b
+    boxcar plan coco_qwen25vl
+    boxcar plan coco_qwen25vl cutoff_len=8192 schedule.turns_per_sample=8 --plot plan.png
+    boxcar plan coco_qwen25vl --epoch 2 --json
+
+    Only the shards' columns of lengths are read; no image, no GPU.
+    """
+    from tools.plan_report import report
+    from tools.workflows import load_workflow
+
+    report(load_workflow(path, name, "train", overrides), name, epoch, as_json=as_json, plot=plot)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
 @click.option("--resume", is_flag=True, help="Go on with the run of these very settings from its newest whole checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the end state as JSON instead of the summary.")
 def train(name: str, overrides: Sequence[str], path: Path, resume: bool, as_json: bool) -> None:
@@ -92,6 +116,28 @@ def train(name: str, overrides: Sequence[str], path: Path, resume: bool, as_json
     from tools.workflows import load_workflow
 
     train_with_progress(load_workflow(path, name, "train", overrides), name, resume=resume, as_json=as_json)
+
+
+@main.command()
+@click.argument("name", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option("--cluster", is_flag=True, help="Ask every node of the Ray cluster (RAY_ADDRESS), and compare.")
+def doctor(name: str | None, overrides: Sequence[str], path: Path, cluster: bool) -> None:
+    """Check what training needs: versions, GPUs, shards, storage, room, size of an upload. With NAME, for that workflow's train section.
+
+    \b
+    boxcar doctor
+    ray job submit --working-dir . -- boxcar doctor coco_qwen25vl --cluster
+
+    Exit code 1 where something stands in the way. `boxcar train` makes the same comparison before it starts on several nodes.
+    """
+    from tools.doctor import doctor as examine
+    from tools.workflows import load_workflow
+    from train.job import resolve
+
+    config = resolve(load_workflow(path, name, "train", overrides)) if name else None
+    sys.exit(examine(config, cluster=cluster, working_dir=Path.cwd()))
 
 
 @main.command()

@@ -38,7 +38,8 @@ def _qwen3_vl(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
     vision |= {"depth": 3, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "num_position_embeddings": 256}
     vision |= {"out_hidden_size": text["hidden_size"], "deepstack_visual_indexes": [0, 1]}
     rope = _ROPE | {"mrope_interleaved": True}
-    text |= {"head_dim": 16, "rope_parameters": rope}
+    # What deepstack adds after the last layer reaches no text token: one layer more than it has levels.
+    text |= {"head_dim": 16, "rope_parameters": rope, "num_hidden_layers": 3}
     return {"text_config": text, "vision_config": vision, "architectures": ["Qwen3VLForConditionalGeneration"]}
 
 
@@ -51,9 +52,10 @@ def write_tiny_base(folder: Path, family_name: str, tokenizer: str) -> None:
     if family_name not in _BUILDERS:
         raise ConfigError("family", found=repr(family_name), expected=f"one of {', '.join(_BUILDERS)}")
     family = find_family(family_name)
-    resize, special = family.resize, load_tokenizer(tokenizer).special_ids
+    loaded = load_tokenizer(tokenizer)
+    resize, special = family.resize, loaded.special_ids
     assert isinstance(resize, SmartResize), "these families share it"
-    vocabulary = -(-(max(special.values()) + 1) // 64) * 64
+    vocabulary = -(-max(loaded.backend.get_vocab_size(), *(number + 1 for number in special.values())) // 64) * 64
     ids = {"bos_token_id": None, "eos_token_id": special["<|im_end|>"], "pad_token_id": None}
     text = _TEXT | ids | {"vocab_size": vocabulary, "model_type": f"{family_name}_text"}
     vision = {"patch_size": resize.patch, "spatial_merge_size": resize.merge, "temporal_patch_size": 2, "in_channels": 3}

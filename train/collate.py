@@ -173,8 +173,8 @@ def _batch(
     num_useful: int,
 ) -> MicroBatch:
     slots = [slot for document in documents for slot in document.images]
-    assert [image.shape for image in images] == [(*slot.resized_wh[::-1], 3) for slot in slots], "one image for each slot, resized"
     flat = np.concatenate([image.reshape(-1) for image in images]) if images else np.empty(0, np.uint8)
+    assert [image.shape for image in images] == [(*slot.resized_wh[::-1], 3) for slot in slots], "one image for each slot, resized"
     return MicroBatch(
         input_ids=torch.from_numpy(input_ids),
         positions=torch.from_numpy(positions),

@@ -39,6 +39,7 @@ class ModelShape:
     attention_width: int
     """Heads times head size, times layers."""
     head_weights: int
+    vocabulary: int
     vision_weights: int
     """Weights that each patch passes (the merger's count a fourth: it sees merged patches)."""
     vision_trained: int
@@ -86,6 +87,7 @@ def shape_of(base: Base) -> ModelShape:
         language_trained=trained["language"],
         attention_width=text.hidden_size * text.num_hidden_layers,
         head_weights=getattr(head, "ds_numel", head.numel()),
+        vocabulary=text.vocab_size,
         vision_weights=counts["vision"] + counts["merger"] // 4,
         vision_trained=trained["vision"] + trained["merger"],
         vision_full_width=full,

@@ -128,6 +128,8 @@ class Trainer:
     # ---- a step
 
     def _step(self, step: Step, state: TrainState, clock: "_Clock") -> dict[str, Any]:
+        for batch in step.batches:
+            self._check_ids(batch)
         batches = [batch.to(self.device, non_blocking=True) for batch in step.batches]
         weight = float(sum_over_ranks(torch.tensor(sum(batch.weight for batch in batches), dtype=torch.float64, device=self.device)))
         factor = rate_factor(state.step, self.around.num_steps, self.config.learning_rate) * state.rate_scale
@@ -173,6 +175,16 @@ class Trainer:
             self.around.log({"event": "dropped", "step": state.step, "samples": self._all([s for b in batches for s in b.dropped])})
         metrics["_worst"] = lambda: self._all(_worst_samples(batches, outputs))
         return metrics
+
+    def _check_ids(self, batch: "MicroBatch") -> None:
+        """On the host, before the device would fail without saying why."""
+        if (largest := int(batch.input_ids.max())) >= self.shape.vocabulary:
+            raise TrainingError(
+                f"samples {', '.join(batch.sample_ids[:NUM_NAMED_SAMPLES])}",
+                found=f"token id {largest}",
+                expected=f"ids below {self.shape.vocabulary}, the base's vocabulary",
+                fix="Base and tokenizer are not of one model: convert with the base's own tokenizer.",
+            )
 
     def _not_a_number(
         self, what: str, value: float, state: TrainState, batches: "list[MicroBatch]", rates: dict[str, float]

@@ -94,5 +94,6 @@ def _through_module(
         return functional.cross_entropy(head(states).float(), chosen, reduction="none")
 
     chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
-    losses = torch.cat([checkpoint(of_chunk, states, chosen, use_reentrant=False) for states, chosen in chunks])
+    # Reentrant: the other kind compares what is computed again with the first time, and a gathered weight has another shape by then.
+    losses = torch.cat([checkpoint(of_chunk, states, chosen, use_reentrant=True) for states, chosen in chunks])
     return (losses * weights).sum(), losses.detach()

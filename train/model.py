@@ -10,7 +10,7 @@ transformers' Qwen-VL modules, or one of ours (`train.models`)?
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,26 +80,6 @@ class Base:
     @property
     def vision(self) -> Any:
         return self.model.get_submodule(self.family.network.vision_module)
-
-    def idle_vision(self, device: torch.device) -> torch.Tensor:
-        """Zero, by way of the whole vision tower: a batch without images must use the parameters that the other ranks wait for."""
-        if self.native:
-            side = self.family.resize.published_limits.max_pixels
-            image = torch.zeros(1, 3, round(side**0.5), round(side**0.5), device=device, dtype=self.vision_dtype)
-            return _sum(self.vision(image)) * 0
-        resize = self.family.resize
-        assert isinstance(resize, SmartResize)
-        patches = torch.zeros(resize.merge**2, 3 * 2 * resize.patch**2, device=device, dtype=self.vision_dtype)
-        grid = torch.tensor([[1, resize.merge, resize.merge]], device=device)
-        return _sum(self.vision(patches, grid_thw=grid)) * 0
-
-
-def _sum(output: Any) -> torch.Tensor:
-    """The sum of every tensor in a module's output, whatever the version wraps it in."""
-    if isinstance(output, torch.Tensor):
-        return output.sum(dtype=torch.float32)
-    parts: Iterable[Any] = output.values() if isinstance(output, Mapping) else output
-    return torch.stack([_sum(part) for part in parts if part is not None]).sum()
 
 
 # ---- opening

@@ -30,21 +30,18 @@ class BatchLoss:
 class Objective(nn.Module):
     """MicroBatch -> BatchLoss."""
 
-    def __init__(self, base: Base, *, chunk_tokens: int, autocast: torch.dtype | None, through_module: bool, idle_vision: bool) -> None:
-        """autocast: bf16, or None for the weights' own precision. idle_vision: run the tower on a blank where a batch has no image (the
-        other ranks wait for its gradients, or for its weights)."""
+    def __init__(self, base: Base, *, chunk_tokens: int, autocast: torch.dtype | None, through_module: bool) -> None:
+        """autocast: bf16, or None for the weights' own precision."""
         super().__init__()
         self.network = base.model
         self._base = base
         self._chunk_tokens = chunk_tokens
         self._autocast = autocast
         self._through_module = through_module
-        self._idle_vision = idle_vision
 
     def forward(self, batch: "MicroBatch") -> BatchLoss:
         device = batch.input_ids.device
         with torch.autocast(device.type, dtype=self._autocast or torch.bfloat16, enabled=self._autocast is not None):
-            idle = self._base.idle_vision(device) if self._idle_vision and not len(batch.image_sizes_hw) else None
             states = self._base.hidden_states(batch)
             hidden, targets, weights, places = labelled(states, batch.input_ids, batch.label_weights)
             total, losses = weighted_cross_entropy(
@@ -52,4 +49,4 @@ class Objective(nn.Module):
             )
         groups = batch.label_groups[:, 1:][places].long()
         numbers = torch.arange(batch.input_ids.numel(), device=device).view_as(batch.input_ids)[:, 1:][places]
-        return BatchLoss(total if idle is None else total + idle, losses, groups, numbers)
+        return BatchLoss(total, losses, groups, numbers)

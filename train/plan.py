@@ -229,20 +229,26 @@ def plan_epoch(
     if not len(visits.rows):
         raise ConfigError("mixture.sources", found="weights that leave no row", expected="a weight above 0")
     parts = []
-    for stage, documents, tally in _documents(index, config, visits, epoch, cutoff, cursor):
+    progress = visits.progress(epoch, config.epochs)
+    for stage, documents, tally in _documents(index, config, visits, progress, epoch, cutoff, cursor):
         if not len(documents.visits):
             _nothing_left(index, stage, tally, cutoff)
-        parts.append(_Part.build(index, config, stage, visits, documents, tally, epoch, cutoff, cost_model or CostModel()))
+        parts.append(_Part.build(index, config, stage, visits, progress, documents, tally, epoch, cutoff, cost_model or CostModel()))
     if not parts:
         raise ConfigError("phases", found="phases that leave this epoch without a sample", expected="at least one")
     return _assemble(index, config, visits, parts, epoch, cutoff)
 
 
 def _documents(
-    index: PlanIndex, config: PlanConfig, visits: Visits, epoch: int, cutoff: int, cursor: npt.NDArray[np.int32] | None
+    index: PlanIndex,
+    config: PlanConfig,
+    visits: Visits,
+    progress: npt.NDArray[np.float64],
+    epoch: int,
+    cutoff: int,
+    cursor: npt.NDArray[np.int32] | None,
 ) -> Iterator[tuple[Stage, Documents, Tally]]:
     """Documents of each phase that has visits in this epoch; their `visits` are rows of `visits`."""
-    progress = visits.progress(epoch, config.epochs)
     in_order = progress[visits.order]
     for stage in stages_of(config):
         # The last phase ends at 1, which no progress reaches.
@@ -279,7 +285,7 @@ def _cursor(index: PlanIndex, config: PlanConfig, epoch: int, cutoff: int) -> np
     cursor = np.zeros((index.num_rows, 2), np.int32)
     for earlier in range(epoch):
         visits = visits_of_epoch(index, config.mixture, config.seed, earlier)
-        for _ in _documents(index, config, visits, earlier, cutoff, cursor):
+        for _ in _documents(index, config, visits, visits.progress(earlier, config.epochs), earlier, cutoff, cursor):
             pass
     return cursor
 
@@ -343,13 +349,14 @@ class _Part:
         config: PlanConfig,
         stage: Stage,
         visits: Visits,
+        progress: npt.NDArray[np.float64],
         documents: Documents,
         tally: Tally,
         epoch: int,
         cutoff: int,
         cost_model: CostModel,
     ) -> "_Part":
-        progress = visits.progress(epoch, config.epochs)[documents.visits]
+        progress = progress[documents.visits]
         shuffled = np.argsort(progress, kind="stable")
         rows = visits.rows[documents.visits]
         costs = cost_model.of_documents(documents.tokens, index.num_patches[rows], index.patches_squared[rows])
@@ -535,7 +542,7 @@ def _imbalance(parts: Sequence[_Part], global_batch: int) -> tuple[float | None,
     for part in parts:
         # A smaller step stands behind the whole ones.
         whole = int(np.count_nonzero(np.diff(part.layout.step_offsets) == global_batch))
-        by_rank = part.costs[: whole * global_batch].reshape(whole, -1, ranks).sum(axis=1)
+        by_rank = part.costs[: whole * global_batch].reshape(whole, global_batch // ranks, ranks).sum(axis=1)
         found.append(by_rank.max(axis=1) / by_rank.mean(axis=1) - 1)
     steps = np.concatenate(found)
     return (float(steps.mean()) if len(steps) else None), ranks

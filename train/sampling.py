@@ -7,7 +7,8 @@ Every choice is a hash of (seed, purpose, epoch, sample, turn). No state, no ord
 machine, for every cut of the rows into shards, before and after a restart.
 
 Turns are drawn without replacement, with chances in proportion to their weights w: by the smallest -ln(u) / w, u uniform by hash. That is
-the order of the Gumbel-top-k keys ln w - ln(-ln u), with one logarithm less.
+the order of the Gumbel-top-k keys ln w - ln(-ln u), with one logarithm less. A logarithm may differ in its last bit between processors:
+keys are rounded to 24 bits, and a run plans once and hands the table to its workers.
 """
 
 from collections.abc import Iterator, Mapping
@@ -352,9 +353,9 @@ class _Chunk:
     def _keys(self, places: IntColumn, fits: npt.NDArray[np.bool_], group: IntColumn) -> npt.NDArray[np.uint32]:
         """(turns of the chunk,) uint32, small ones first; set at `places` only."""
         chooser, schedule = self.chooser, self.chooser.schedule
-        keys = np.zeros(len(self.owner), np.uint32)
         if schedule.cyclic:
             return self._cyclic_keys(fits, group)
+        keys = np.zeros(len(self.owner), np.uint32)
         hashes = self._turn_hashes(chooser.visit_hashes(Purpose.KEY, self.rows), places)
         if not gates(schedule):
             keys[places] = hashes >> np.uint64(32)
@@ -423,7 +424,7 @@ class _Chunk:
         of_rows = self.chooser.visit_hashes(Purpose.ABSENT_PLACE, self.rows)
         shift = uniform(mix(np.repeat(of_rows, 2) ^ np.tile(np.arange(2, dtype=np.uint64), len(self.rows))))
         keys = np.zeros(len(self.owner), np.uint32)
-        keys[order] = ((rank + shift[segment]) / num_kept[segment] * 2.0**32).astype(np.uint32)
+        keys[order] = ((rank + shift[segment]) / num_kept[segment] * (2.0**32 - 1)).astype(np.uint32)
         return self._sort(order, keys, np.zeros(len(self.owner), np.int64))
 
     def _that_fit(self, order: IntColumn, limit: IntColumn) -> npt.NDArray[np.bool_]:

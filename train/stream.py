@@ -17,7 +17,7 @@ JPEGs are decoded by Pillow in both: OpenCV is no faster here and fills a trunca
 import math
 import multiprocessing
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -33,6 +33,7 @@ from pipelines.families.catalog import find_family
 from pipelines.images import decode_image, load_image, resize_image
 from schemas.errors import BoxcarError, ImageError, TrainingError
 from schemas.training import LossConfig
+from train.blank import blank_document
 from train.collate import MicroBatch, Pixels, dummy, pack, pad
 from train.documents import Document, ImageSlot, compose
 from train.index import quantile_tables
@@ -61,6 +62,8 @@ class StreamConfig:
     on_bad_image: Literal["stop", "skip"] = "stop"
     loader_workers: int = 0
     """Processes; 0 works in this one."""
+    blank_image: bool = False
+    """Whether a batch without images gets a blank one (`train.blank`)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class PackDataset(Dataset[MicroBatch | Failure]):
         self.quantiles = quantile_tables(store.folders)
         self.contract = store.contract
         self.network = find_family(self.contract.family).network
+        self.blank = blank_document(self.contract) if config.blank_image else None
 
     def __getitem__(self, item: Item) -> MicroBatch | Failure:
         try:
@@ -104,9 +108,17 @@ class PackDataset(Dataset[MicroBatch | Failure]):
         # What fills up must be no image token, whose id is 0 in CogVLM's tokenizer.
         pad_id, pad_to = self.contract.turn_close_ids[0], self.config.pad_to
         packed = self.config.packing == "packed"
+        num_real = len(documents)
+        if self.blank and not images:
+            documents.append(self.blank[0])
+            images.append(self.blank[1])
         if not documents:
             return dummy(NUM_ROWS[self.network.positions], packed=packed, pad_id=pad_id, pad_to=pad_to, dropped=dropped)
-        return (pack if packed else pad)(documents, images, pad_id=pad_id, pad_to=pad_to, dropped=dropped)
+        batch = (pack if packed else pad)(documents, images, pad_id=pad_id, pad_to=pad_to, dropped=dropped)
+        if len(documents) == num_real:
+            return batch
+        blanks = sum(map(len, documents[num_real:]))
+        return replace(batch, sample_ids=batch.sample_ids[:num_real], num_useful_tokens=batch.num_useful_tokens - blanks)
 
     def _document(self, spec: DocumentSpec) -> Document:
         row, turns = spec
@@ -178,8 +190,15 @@ def stream(
     wanted = range(max(first_step, steps.first), steps.stop)
     items = _Items(steps, wanted, rank, world_size, config.micro_batch)
     batches = iter(_loader(PackDataset(store, config), items, config.loader_workers, pin_memory))
-    for step in wanted:
-        yield [_next(batches) for _ in range(items.count(step))]
+    try:
+        for step in wanted:
+            made = [_next(batches) for _ in range(items.count(step))]
+            for one in made:
+                if isinstance(one, Failure):
+                    raise one.error
+            yield [one for one in made if isinstance(one, MicroBatch)]
+    finally:
+        del batches  # ends the loader's processes now, whoever still holds the error and its traceback
 
 
 class PlanSteps:
@@ -251,9 +270,9 @@ def _loader(dataset: PackDataset, items: _Items, num_workers: int, pin_memory: b
     return DataLoader(dataset, batch_size=None, sampler=items, num_workers=num_workers, pin_memory=pin_memory, **processes)
 
 
-def _next(batches: Iterator[MicroBatch | Failure]) -> MicroBatch:
+def _next(batches: Iterator[MicroBatch | Failure]) -> MicroBatch | Failure:
     try:
-        made = next(batches)
+        return next(batches)
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
@@ -263,6 +282,3 @@ def _next(batches: Iterator[MicroBatch | Failure]) -> MicroBatch:
             expected="one that lives as long as the run",
             fix="Memory or shared memory (/dev/shm) ran out, most likely: lower train.loader_workers or train.micro_batch.",
         ) from error
-    if isinstance(made, Failure):
-        raise made.error
-    return made

@@ -87,6 +87,7 @@ class _Worker:
         self._trackers: list[Tracker] = []
         if session.rank == 0:
             self._trackers = open_trackers(config.trackers, self._folder, spec.name)
+        self._zero3 = config.deepspeed is not None and _stage(config) == 3
         self._model: Any = None
 
     # ---- putting it together
@@ -107,13 +108,11 @@ class _Worker:
                 layer.compile()
         self._model.to(session.device)
         trained = {part_of(name, self._family.network) for name, weight in self._model.named_parameters() if weight.requires_grad}
-        zero3 = config.deepspeed is not None and _stage(config) == 3
         objective = Objective(
             base,
             chunk_tokens=config.loss.chunk_tokens,
             autocast=torch.bfloat16 if config.precision == "bf16" else None,
-            through_module=zero3,
-            idle_vision=zero3 or bool(trained & {"vision", "merger"}),
+            through_module=self._zero3,
         )
         shape = flops.shape_of(base)
         groups = parameter_groups(self._model, self._family.network, config.weight_decay)
@@ -146,6 +145,10 @@ class _Worker:
             seed=config.seed,
             quantise=config.method == "qlora",
         )
+
+    @property
+    def _tuned(self) -> tuple[Part, ...]:
+        return self._config.full if self._config.method == "full" else self._config.lora.parts
 
     def _phases(self, trained: set[Part]) -> list[tuple[Part, ...]]:
         """Parts that take steps, by phase of the plan."""
@@ -214,6 +217,7 @@ class _Worker:
                 on_bad_image=config.on_bad_image,
                 loader_workers=config.loader_workers,
                 loss=config.loss,
+                blank_image=self._zero3 or bool(set(self._tuned) & {"vision", "merger"}),
             ),
             first_step=first,
             rank=self._session.rank,

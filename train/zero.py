@@ -122,6 +122,9 @@ class ZeroStrategy:
 
     def optimizer_state(self) -> Tensors:
         state: Tensors = {}
+        if not self._states():
+            return state
+        self._link()
         for moment in MOMENTS:
 
             def read(parameter: nn.Parameter, moment: str = moment) -> torch.Tensor:
@@ -144,6 +147,8 @@ class ZeroStrategy:
 
     def load(self, parameters: Tensors, optimizer_state: Tensors) -> None:
         updates = 0.0
+        if optimizer_state:
+            self._make_states()
         for name, parameter in self.trainable.items():
             self._utils.safe_set_full_fp32_param(parameter, parameters[name])
             for moment in MOMENTS:
@@ -151,6 +156,22 @@ class ZeroStrategy:
                     self._utils.safe_set_full_optimizer_state(parameter, value, moment)
                     updates = float(optimizer_state[f"{name}/step"])
         self._set_updates(updates)
+
+    def _make_states(self) -> None:
+        """Moments of zero, as AdamW makes them at its first step: DeepSpeed can only set what is there."""
+        for group in self._optimizer.param_groups:
+            for flat in group["params"]:
+                if not self._optimizer.state[flat]:
+                    zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+                    self._optimizer.state[flat] = {"step": torch.tensor(0.0), **zeros}
+        self._link()
+
+    def _link(self) -> None:
+        """Stages 1 and 2 connect parameters with their moments after the first step of the *first* group, when the others have none yet
+        (deepspeed 0.19): connect them again."""
+        if not self.through_module:
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _states(self) -> list[dict[str, Any]]:
         return [state for state in self._optimizer.state.values() if "step" in state]

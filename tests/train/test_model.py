@@ -8,7 +8,7 @@ import torch
 from pipelines.families.catalog import find_family
 from schemas.errors import ConfigError
 from schemas.training import LoraConfig, Part
-from tests.train.tiny import FAMILIES, base_folder, image_token_id, packed_batch, padded_batch, random_documents, tiny_base
+from tests.train.tiny import FAMILIES, base_folder, blank_of, image_token_id, packed_batch, padded_batch, random_documents, tiny_base
 from train.model import attach_lora, open_base, parameter_groups, part_of, unfreeze
 from train.objective import Objective
 
@@ -59,7 +59,7 @@ def test_gradients_of_a_pack_are_the_sum_of_its_samples(tmp_path: Path, family: 
     model.train()
     if checkpointing:
         base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False, idle_vision=True)
+    objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False)
     whole = objective(packed_batch(documents, pixels))
     whole.total.backward()
     together = _gradients(model)
@@ -87,22 +87,27 @@ def _gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return found
 
 
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_batch_without_images_uses_the_vision_tower_all_the_same(tmp_path: Path, family: str) -> None:
-    base = tiny_base(tmp_path, family)
+def test_a_blank_image_changes_nothing_and_reaches_the_vision_tower(tmp_path: Path, family: str, packed: bool) -> None:
+    base = tiny_base(tmp_path, family, packed=packed)
     model = attach_lora(base, LoraConfig(rank=4, parts=("language", "vision", "merger")), seed=0)
     documents, pixels = random_documents(base)
-    text = packed_batch([documents[1]], [pixels[1]])
+    blank, black = blank_of(base)
+    collate = packed_batch if packed else padded_batch
+    objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False)
     totals = []
-    for idle in (False, True):
-        objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False, idle_vision=idle)
-        output = objective(text)
+    for batch, parts in (
+        (collate([documents[1]], [pixels[1]]), {"language"}),
+        (collate([documents[1], blank], [pixels[1], [black]]), {"language", "vision", "merger"}),
+    ):
+        output = objective(batch)
         output.total.backward()
         totals.append(output.total.detach())
         used = {part_of(name, base.family.network) for name, weight in model.named_parameters() if weight.grad is not None}
-        assert used == ({"language", "vision", "merger"} if idle else {"language"})
+        assert used == parts
         model.zero_grad()
-    assert torch.equal(totals[0], totals[1])
+    torch.testing.assert_close(totals[0], totals[1])
 
 
 @pytest.mark.parametrize("family", FAMILIES)

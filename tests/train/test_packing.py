@@ -1,6 +1,7 @@
 """Packs: every document once, none too full, well filled; steps of one cost that every number of workers cuts evenly."""
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,8 +13,8 @@ from train.sampling import mix
 LENGTHS = st.lists(st.integers(1, 300), min_size=1, max_size=200)
 
 
-def tokens_of_packs(lengths: list[int], packs: np.ndarray) -> list[int]:  # type: ignore[type-arg]
-    return np.bincount(packs, lengths).astype(int).tolist()
+def tokens_of_packs(lengths: list[int], packs: npt.NDArray[np.int64]) -> list[float]:
+    return list(np.bincount(packs, lengths).tolist())
 
 
 @given(LENGTHS, st.integers(300, 1000))

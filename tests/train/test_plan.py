@@ -91,7 +91,7 @@ def test_what_the_plan_counts_is_what_it_holds(changes: dict[str, Any]) -> None:
     assert counts.steps == plan.packs["step"].to_pylist()[-1] + 1
     assert counts.tokens == sum(plan.packs["num_tokens"].to_pylist())
     assert {name: task.turns for name, task in counts.tasks.items()} == {
-        task: [turn.task for turn in turns].count(task) for task in {turn.task for turn in turns}  # type: ignore[comparison-overlap]
+        task: sum(turn.task == task for turn in turns) for task in {turn.task for turn in turns}
     }
     for name, source in counts.sources.items():
         of_source = [document for document in documents if rows[document.row].source == name]
@@ -187,7 +187,7 @@ def test_costs_are_even_over_ranks_and_packs_are_full() -> None:
     assert plan.counts.imbalance is not None
     assert plan.counts.imbalance < 0.002
     assert plan.counts.fill > 0.995
-    steps = plan.packs["cost"].to_numpy()[: plan.num_steps // 1 * 16 - 16].reshape(-1, 16)
+    steps = plan.packs["cost"].to_numpy()[: plan.num_steps * 16 - 16].reshape(-1, 16)
     for world in (2, 3, 5, 8, 16):
         sums = np.stack([steps[:, rank::world].sum(axis=1) / len(range(rank, 16, world)) for rank in range(world)])
         assert (sums.max(axis=0) / sums.mean(axis=0) - 1).mean() < 0.005
@@ -196,11 +196,12 @@ def test_costs_are_even_over_ranks_and_packs_are_full() -> None:
 # ---- schedules over a run
 
 
-def progress_of_steps(plan: Plan, rows: Sequence[R]) -> list[float]:
+def difficulty_of_steps(plan: Plan, rows: Sequence[R]) -> list[float]:
     """Mean difficulty of the turns of each step."""
     found = []
     for step in range(plan.num_steps):
-        packs = packs_of(plan.packs.slice(*(lambda r: (r.start, len(r)))(packs_of_step(plan, step))))
+        of_step = packs_of_step(plan, step)
+        packs = packs_of(plan.packs.slice(of_step.start, len(of_step)))
         found.append(np.mean([rows[doc.row].turns[turn].difficulty for pack in packs for doc in pack for turn in doc.turns]))
     return [float(value) for value in found]
 
@@ -209,7 +210,7 @@ def test_hard_turns_come_later_within_an_epoch_too() -> None:
     rows = [R(f"s/{number}", tuple(T(difficulty=(place + 0.5) / 10) for place in range(10))) for number in range(8000)]
     schedule = {"turns_per_sample": 3, "ramp": 1.0, "gate_floor": 0.0, "gate_width": 0.02, "start_competence": 0.2}
     plan = plan_epoch(index_of(rows), PlanConfig.model_validate({"schedule": schedule, "global_batch": 8}), 0, CUTOFF)
-    means = np.array(progress_of_steps(plan, rows))
+    means = np.array(difficulty_of_steps(plan, rows))
     tenths = [part.mean() for part in np.array_split(means, 10)]
     assert tenths == sorted(tenths)
     assert tenths[0] < 0.25
@@ -308,9 +309,7 @@ def test_left_out_rows_are_counted_and_named() -> None:
             id="a cutoff below every sample",
         ),
         pytest.param([R("a", (T(),))], {}, 2, ConfigError, r"epoch: found 2, expected 0\.\.1 \(`epochs` is 2\)", id="no such epoch"),
-        pytest.param(
-            [R("a", (T(),))], {"mixture": {"sources": {"set": 0}}}, 0, ConfigError, "weights that leave no row", id="no source"
-        ),
+        pytest.param([R("a", (T(),))], {"mixture": {"sources": {"set": 0}}}, 0, ConfigError, "weights that leave no row", id="no source"),
         pytest.param(
             [R("a", (T(),))],
             {"mixture": {"tasks": {"detect": 0}}},

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -37,7 +38,7 @@ CUTOFF = 400
 
 
 def test_mix_is_splitmix64() -> None:
-    """The first outputs for the seed 1234567, as published with the generator's C code (rosettacode.org, Pseudo-random numbers/Splitmix64)."""
+    """The first outputs for the seed 1234567, as published (rosettacode.org, Pseudo-random numbers/Splitmix64)."""
     states = np.uint64(1234567) + np.arange(3, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     assert mix(states).tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423]
 
@@ -120,7 +121,9 @@ def test_absent_share_by_hand(settings: dict[str, Any], expected: list[float]) -
     [
         pytest.param({"turns_per_sample_end": 3}, "turns_per_sample_end without turns_per_sample", id="end of a ramp without a start"),
         pytest.param({"absent_share_end": 0.3}, "absent_share_end without absent_share", id="likewise"),
-        pytest.param({"kind": "all", "turns_per_sample": 3}, "all takes every turn that fits, but turns_per_sample is set", id="all of some"),
+        pytest.param(
+            {"kind": "all", "turns_per_sample": 3}, "all takes every turn that fits, but turns_per_sample is set", id="all of some"
+        ),
         pytest.param({"kind": "all", "absent_share": 0.3}, "but absent_share is set", id="all of a share"),
     ],
 )
@@ -142,7 +145,7 @@ def choose(
     repeat: int = 0,
     tasks: dict[Any, float] | None = None,
     cutoff: int = CUTOFF,
-    cursor: np.ndarray | None = None,  # type: ignore[type-arg]
+    cursor: npt.NDArray[np.int32] | None = None,
     tally: Tally | None = None,
 ) -> dict[int, list[tuple[int, ...]]]:
     """Row -> the turns of its documents."""
@@ -193,8 +196,10 @@ def test_documents_are_within_the_budget_and_dialogues_are_whole(settings: dict[
         if schedule.turn_order == "stored":
             assert list(turns) == sorted(turns)
     for number in set(range(len(rows))) - set(made):
-        shortest = length(rows[number], range(len(rows[number].turns))) if rows[number].ordered else min(
-            length(rows[number], [turn]) for turn in range(len(rows[number].turns))
+        shortest = (
+            length(rows[number], range(len(rows[number].turns)))
+            if rows[number].ordered
+            else min(length(rows[number], [turn]) for turn in range(len(rows[number].turns)))
         )
         assert shortest > CUTOFF or schedule.absent_share is not None
 
@@ -234,7 +239,7 @@ def many(num_rows: int, turns: Sequence[T], base: int = 20) -> PlanIndex:
     return index_of([R(f"s/{number}", tuple(turns), base) for number in range(num_rows)])
 
 
-def chi_squared(counts: np.ndarray, expected: float) -> float:  # type: ignore[type-arg]
+def chi_squared(counts: npt.NDArray[np.int64], expected: float) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
@@ -374,8 +379,8 @@ def test_cyclic_comes_to_every_turn_before_it_comes_to_one_again(cutoff: int) ->
     for epoch in range(30):
         for row, [turns] in choose(index, schedule, epoch=epoch, cursor=cursor, cutoff=cutoff).items():
             seen[row] += turns
-    for row, turns_seen in zip(rows, seen, strict=True):
-        counts = np.bincount(turns_seen, minlength=len(row.turns))
+    for of_row, turns_seen in zip(rows, seen, strict=True):
+        counts = np.bincount(turns_seen, minlength=len(of_row.turns))
         assert counts.max() - counts.min() <= 1
         assert counts.min() > 0
 
@@ -439,7 +444,9 @@ def test_a_source_comes_as_often_as_its_weight_says(weight: float, expected: int
     ],
 )
 def test_temperature_evens_sources_out_and_keeps_the_size_of_the_epoch(temperature: float, shares: list[float]) -> None:
-    rows = [R(f"a/{number}", (T(),), source="a") for number in range(1800)] + [R(f"b/{number}", (T(),), source="b") for number in range(200)]
+    rows = [R(f"a/{number}", (T(),), source="a") for number in range(1800)] + [
+        R(f"b/{number}", (T(),), source="b") for number in range(200)
+    ]
     index = index_of(rows)
     weights = source_weights(index, MixtureConfig(temperature=temperature))
     assert (weights * [1800, 200] / 2000).tolist() == pytest.approx(shares)

@@ -4,13 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from pipelines.families.catalog import find_family
 from pipelines.families.patches import SmartResize
+from tests import small_units
 from tests.small_tokenizers import folder_of
 from tools.tiny_base import write_tiny_base
+from train.blank import blank_document
 from train.collate import MicroBatch, pack, pad
 from train.documents import Document, ImageSlot
 from train.model import Base, open_base
@@ -76,3 +79,10 @@ def packed_batch(documents: list[Document], pixels: list[list[Any]], **options: 
 
 def padded_batch(documents: list[Document], pixels: list[list[Any]]) -> MicroBatch:
     return pad(documents, [image for images in pixels for image in images], pad_id=0)
+
+
+def blank_of(base: Base) -> tuple[Document, Any]:
+    """The blank image of a contract that has this base's image token."""
+    config = small_units.settings(base.family.name)
+    contract = msgspec.structs.replace(small_units.frame_of(config).contract(), image_token_id=base.image_token_id, turn_close_ids=[1])
+    return blank_document(contract)

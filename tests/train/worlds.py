@@ -12,10 +12,10 @@ import torch
 from torch import distributed, multiprocessing
 
 from schemas.training import LoraConfig, TrainConfig
-from tests.train.tiny import packed_batch, padded_batch, random_document, tiny_base
+from tests.train.tiny import blank_of, packed_batch, padded_batch, random_document, tiny_base
 from train import flops
 from train.checkpoint import Snapshot
-from train.collate import MicroBatch, dummy
+from train.collate import MicroBatch
 from train.loop import Step, Trainer
 from train.model import attach_lora, parameter_groups
 from train.objective import Objective
@@ -87,10 +87,10 @@ class World:
         for number in range(count):
             documents = [one for pack in mine[number * setting.micro_batch : (number + 1) * setting.micro_batch] for one in pack]
             make = packed_batch if setting.packing == "packed" else padded_batch
-            if documents:
-                batches.append(make([document for document, _ in documents], [pixels for _, pixels in documents]))
-            else:
-                batches.append(dummy(4, packed=setting.packing == "packed", pad_id=0))
+            if not any(pixels for _, pixels in documents):
+                blank, black = blank_of(self.base)
+                documents.append((blank, [black]))
+            batches.append(make([document for document, _ in documents], [pixels for _, pixels in documents]))
         return batches
 
     def validation(self) -> Iterator[MicroBatch]:
@@ -116,7 +116,7 @@ def trainer_of(setting: Setting, folder: Path, rank: int = 0, world_size: int = 
     base = tiny_base(folder / f"base-{rank}", setting.family, packed=setting.packing == "packed")
     model = attach_lora(base, LoraConfig(rank=4, parts=config.lora.parts, dropout=config.lora.dropout), seed=0)
     model.train()
-    objective = Objective(base, chunk_tokens=16, autocast=None, through_module=setting.stage == 3, idle_vision=True)
+    objective = Objective(base, chunk_tokens=16, autocast=None, through_module=setting.stage == 3)
     shape = flops.shape_of(base)
     groups = parameter_groups(model, base.family.network, 0.0)
     kind: Any = ZeroStrategy if setting.stage else PlainStrategy

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import click
 
-from schemas.training import ScheduleKind
 from tools.bench import measure
 
 PHOTOGRAPHS = click.option(
@@ -110,6 +109,18 @@ def headers(photographs: Path, passes: int) -> None:
 
 
 @main.command()
+@PHOTOGRAPHS
+@WORK
+@click.option("--samples", default=160, show_default=True, help="Of the loader's part.")
+@click.option("--passes", default=5, show_default=True)
+def stream(photographs: Path, work: Path, samples: int, passes: int) -> None:
+    """CPU-milliseconds and bytes an image, from file to batch, against the Hugging Face image processor."""
+    from tools.bench import streaming
+
+    streaming.throughput(photographs, work, samples, passes)
+
+
+@main.command()
 @click.option("--rows", default=10_000_000, show_default=True)
 @click.option("--turns", default=8, show_default=True, help="Turns a row.")
 @click.option("--turns-per-sample", type=int, help="Of the schedule. Default: as many as fit, so that all are taken.")
@@ -117,12 +128,13 @@ def headers(photographs: Path, passes: int) -> None:
 @click.option("--window", default=100_000, show_default=True)
 @click.option("--cutoff", default=4096, show_default=True)
 @click.option("--global-batch", default=16, show_default=True)
-def plan(rows: int, turns: int, turns_per_sample: int | None, kind: ScheduleKind, window: int, cutoff: int, global_batch: int) -> None:
+def plan(rows: int, turns: int, turns_per_sample: int | None, kind: str, window: int, cutoff: int, global_batch: int) -> None:
     """Seconds and memory of planning an epoch of a synthetic index; fill, and balance over 8 ranks."""
     from schemas.training import ScheduleConfig
     from tools.bench import planning
 
-    planning.plan(rows, turns, ScheduleConfig(kind=kind, turns_per_sample=turns_per_sample), window, cutoff, global_batch)
+    schedule = ScheduleConfig.model_validate({"kind": kind, "turns_per_sample": turns_per_sample})
+    planning.plan(rows, turns, schedule, window, cutoff, global_batch)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def demo() -> None:
 
 
 def test() -> None:
-    # transformers is the oracle of the resize arithmetic; it needs no torch for that.
-    programs = environment(ROOT / ".venv-test", "-e .[cluster,dev]", "transformers")
+    # torch first: on a machine without a GPU the pinned version is the CPU build, and nothing after it may choose another.
+    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,dev]")
     python = str(programs / "python")
     run(str(programs / "ruff"), "check", ".")
     run(str(programs / "ruff"), "format", "--check", ".")

@@ -161,7 +161,7 @@ def test_weights_by_turn_task_and_token_class(family: str) -> None:
             assert set(document.label_weights.tolist()) == {0.0, *expected}
         else:
             found = document.label_weights[document.label_weights > 0]
-            np.testing.assert_array_equal(found, np.float32([weight for weight in expected if weight]))
+            np.testing.assert_array_equal(found, np.array([weight for weight in expected if weight], np.float32))
 
 
 def test_weights_of_turns_multiply() -> None:
@@ -188,7 +188,7 @@ def test_groups_are_one_to_one() -> None:
     assert every == set(range(NUM_GROUPS))
     assert group_name(group_of("detect", 3, is_coordinate=True)) == "detect/coordinates"
     assert group_quartile(group_of("caption", 3, is_coordinate=False)) == 3
-    assert NUM_GROUPS == len(TASK_NAMES) * GROUPS_PER_TASK
+    assert len(TASK_NAMES) * GROUPS_PER_TASK == NUM_GROUPS
 
 
 @pytest.mark.parametrize(("quantile", "quartile"), [(0, 0), (16383, 0), (16384, 1), (32768, 2), (49152, 3), (65535, 3)])

@@ -143,7 +143,8 @@ def test_a_rise_is_reported_with_rates_and_samples_and_rolled_back(tmp_path: Pat
     }
     setting = Setting(num_steps=6, parts=("language",), options=options)
     trainer, world = trainer_of(setting, tmp_path)
-    steps, seen = world.steps, []
+    steps = world.steps
+    seen: list[int] = []
 
     def spoiled(first: int) -> Any:
         for number, step in enumerate(steps(first), start=first):

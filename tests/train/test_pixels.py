@@ -15,8 +15,8 @@ from train.stream import resize_pixels
 
 GOLDEN = Path(__file__).parents[2].parent / "shared/golden/pixels"
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden tables are not beside this checkout")
-CLIP_MEAN = np.float32([0.48145466, 0.4578275, 0.40821073])
-CLIP_STD = np.float32([0.26862954, 0.26130258, 0.27577711])
+CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
+CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -130,7 +130,7 @@ def test_equal_sizes_are_left_alone(how: Any) -> None:
 )
 def test_fast_is_within_two_grey_levels_where_the_passes_have_one_order(size_wh: tuple[int, int], new_wh: tuple[int, int]) -> None:
     image = Image.fromarray(smooth(*size_wh[::-1]))
-    exact, fast = (resize_pixels(image, new_wh, how) for how in ("exact", "fast"))  # type: ignore[arg-type]
+    exact, fast = (resize_pixels(image, new_wh, how) for how in ("exact", "fast"))
     assert fast.flags.c_contiguous
     assert fast.shape == exact.shape == (*new_wh[::-1], 3)
     assert int(np.abs(exact.astype(int) - fast).max()) <= 2

@@ -154,8 +154,13 @@ def test_an_image_of_several_documents_is_decoded_once(tmp_path: Path, monkeypat
     tokenizer = folder_of(TOKENIZER_OF_FAMILY["cogvlm_224"])
     run(demo_config_of(path, tmp_path / "shards", tokenizer, family="cogvlm_224", cutoff_len=2048))
     cogvlm = ShardStore([str(tmp_path / "shards")])
-    decoded = []
-    monkeypatch.setattr("train.stream.load_image", lambda where: decoded.append(where) or load_image(where))
+    decoded: list[str] = []
+
+    def counted(where: str) -> Image.Image:
+        decoded.append(where)
+        return load_image(where)
+
+    monkeypatch.setattr("train.stream.load_image", counted)
     ((batch,),) = stream(cogvlm, plan_of([[[(0, [0]), (0, [1])]]]), config())
     assert len(decoded) == 1
     assert batch.image_sizes_hw.tolist() == [[224, 224]] * 2
@@ -183,7 +188,9 @@ def test_ranks_share_the_steps(store: ShardStore, world_size: int, micro_batch: 
         counts = {len(made[step]) for made in ranks}
         assert len(counts) == 1, "a rank with fewer micro-batches would let the others wait for ever"
         batches = [batch for made in ranks for batch in made[step]]
-        assert sorted(name for batch in batches for name in batch.sample_ids) == sorted(name for batch in whole for name in batch.sample_ids)
+        assert sorted(name for batch in batches for name in batch.sample_ids) == sorted(
+            name for batch in whole for name in batch.sample_ids
+        )
         assert sum(batch.weight for batch in batches) == pytest.approx(sum(batch.weight for batch in whole))
         assert sum(batch.num_useful_tokens for batch in batches) == sum(batch.num_useful_tokens for batch in whole)
         for batch in batches:
@@ -208,7 +215,7 @@ def test_a_stream_that_is_left_takes_its_processes_along(store: ShardStore) -> N
     steps = stream(store, PLAN, config(loader_workers=2))
     next(steps)
     assert len(set(multiprocessing.active_children()) - before) == 2
-    steps.close()
+    del steps
     assert not set(multiprocessing.active_children()) - before
 
 

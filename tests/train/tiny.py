@@ -35,9 +35,7 @@ def image_token_id(folder: Path) -> int:
 
 def tiny_base(folder: Path, family: str, *, packed: bool = True, dtype: torch.dtype = torch.float32) -> Base:
     path = base_folder(folder, family)
-    return open_base(
-        str(path), find_family(family), image_token_id(path), random_weights=True, dtype=dtype, packed=packed, seed=1
-    )
+    return open_base(str(path), find_family(family), image_token_id(path), random_weights=True, dtype=dtype, packed=packed, seed=1)
 
 
 def random_document(base: Base, seed: int, images_hw: list[tuple[int, int]], num_text: int = 9) -> tuple[Document, list[Any]]:

@@ -1,6 +1,7 @@
 """The loop in small worlds: steps from memory, checkpoints in a dictionary, any number of processes."""
 
 import copy
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -77,12 +78,13 @@ class World:
     def _batches(self, step: int) -> list[MicroBatch]:
         setting = self.setting
         made = [
-            random_document(self.base, step * 100 + number, LAYOUTS[number % len(LAYOUTS)], 4 + number) for number in range(setting.global_batch)
+            random_document(self.base, step * 100 + number, LAYOUTS[number % len(LAYOUTS)], 4 + number)
+            for number in range(setting.global_batch)
         ]
         size = setting.docs_per_pack
         packs = [made[start : start + size] for start in range(0, len(made), size)]
         mine = [packs[number] for number in rank_packs(0, len(packs), self.rank, self.world_size)]
-        count = -(-(-(-len(packs) // self.world_size)) // setting.micro_batch)
+        count = math.ceil(math.ceil(len(packs) / self.world_size) / setting.micro_batch)
         batches = []
         for number in range(count):
             documents = [one for pack in mine[number * setting.micro_batch : (number + 1) * setting.micro_batch] for one in pack]
@@ -164,7 +166,13 @@ def run_together(setting: Setting, folder: Path, world_size: int) -> Result:
 
 def _one_of(setting: Setting, folder: Path, rank: int, world_size: int, port: int, results: Any) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(world_size), "LOCAL_RANK": "0"}
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_RANK": "0",
+    }
     distributed.init_process_group("gloo", rank=rank, world_size=world_size)
     trainer, world = trainer_of(setting, folder, rank, world_size)
     trainer.run()

@@ -345,6 +345,6 @@ def versions() -> dict[str, str]:
     import peft  # noqa: PLC0415
     import transformers  # noqa: PLC0415
 
-    found = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+    found = {"python": platform.python_version(), "torch": str(torch.__version__), "transformers": transformers.__version__}
     found |= {"peft": peft.__version__, "host": platform.node(), "cuda": str(torch.version.cuda)}
     return found

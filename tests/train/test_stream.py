@@ -326,3 +326,10 @@ def test_a_plan_of_other_shards_stops(store: ShardStore) -> None:
         list(stream(store, plan_of([[[(12, [0])]]]), config()))
     with pytest.raises(ShardError, match="plan again"):
         list(stream(store, plan_of([[[(0, [77])]]]), config(loader_workers=1)))
+
+
+@pytest.mark.slow
+def test_loader_processes_of_remote_shards_start_anew(store: ShardStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections do not survive a fork: what is sent to a new interpreter must be enough to work there."""
+    monkeypatch.setattr(ShardStore, "is_remote", property(lambda _: True))
+    assert_same_steps(list(stream(store, PLAN, config(loader_workers=1))), list(stream(store, PLAN, config())))

@@ -19,18 +19,19 @@ Weight of a label = turn.weight * loss.tasks[task] * (loss.coordinates or loss.w
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import difficulty
-from pipelines.families.family import Network
-from schemas.contract import FrameContract
 from schemas.errors import ShardError
 from schemas.task import TASK_NAMES
-from schemas.training import LossConfig
 from train.positions import Placed, positions_of
+
+if TYPE_CHECKING:  # the training loop imports this module where there is torch and numpy and little else
+    from pipelines.families.family import Network
+    from schemas.contract import FrameContract
+    from schemas.training import LossConfig
 
 NUM_QUARTILES = 4
 GROUPS_PER_TASK = 2 * NUM_QUARTILES
@@ -102,7 +103,7 @@ def group_quartile(group: int) -> int:
 
 
 def compose(
-    row: Mapping[str, Any], turns: Sequence[int], contract: FrameContract, network: Network, weights: LossConfig, quantiles: Quantiles
+    row: Mapping[str, Any], turns: Sequence[int], contract: "FrameContract", network: "Network", weights: "LossConfig", quantiles: Quantiles
 ) -> Document:
     """The document of these turns of a row, in this order.
 
@@ -124,7 +125,7 @@ def compose(
     return parts.document(row)
 
 
-def _check(row: Mapping[str, Any], turns: Sequence[int], contract: FrameContract) -> None:
+def _check(row: Mapping[str, Any], turns: Sequence[int], contract: "FrameContract") -> None:
     num_turns = len(row["turns"])
     whole = row["ordered"] and not contract.one_question_per_image
     fits = list(turns) == list(range(num_turns)) if whole else len(set(turns)) == len(turns) > 0 and all(0 <= t < num_turns for t in turns)
@@ -147,11 +148,12 @@ class _LabelKind:
     coordinates_group: int
 
 
-def _label_kind(turn: Mapping[str, Any], weights: LossConfig, quantiles: Quantiles) -> _LabelKind:
+def _label_kind(turn: Mapping[str, Any], weights: "LossConfig", quantiles: Quantiles) -> _LabelKind:
     task = turn["task"]
     scale = float(turn["weight"]) * weights.tasks.get(task, 1.0)
-    number = int(difficulty.bins(np.array([turn["difficulty"]], np.float32))[0])
-    quartile = int(quantiles[TASK_NAMES.index(task), number]) * NUM_QUARTILES >> 16
+    of_task = quantiles[TASK_NAMES.index(task)]
+    number = min(int(float(turn["difficulty"]) * len(of_task)), len(of_task) - 1)  # the bin, as `pipelines.difficulty.bins` has it
+    quartile = int(of_task[number]) * NUM_QUARTILES >> 16
     words, coordinates = (group_of(task, quartile, is_coordinate=flag) for flag in (False, True))
     return _LabelKind(scale * weights.words, scale * weights.coordinates, words, coordinates)
 
@@ -159,7 +161,7 @@ def _label_kind(turn: Mapping[str, Any], weights: LossConfig, quantiles: Quantil
 class _Parts:
     """Stretches of ids with their labels, one image token still standing for each image."""
 
-    def __init__(self, contract: FrameContract, network: Network) -> None:
+    def __init__(self, contract: "FrameContract", network: "Network") -> None:
         self.contract = contract
         self.network = network
         self.close = np.asarray(contract.turn_close_ids, np.int64)

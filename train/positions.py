@@ -14,15 +14,17 @@ Checked against get_rope_index of transformers 5.23 and build_position_ids of mo
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.families.family import PositionRule
+if TYPE_CHECKING:
+    from pipelines.families.family import PositionRule
 
 Positions = npt.NDArray[np.int64]
 
-NUM_ROWS: dict[PositionRule, int] = {"mrope": 4, "shared_image": 1, "sequential": 1}
+NUM_ROWS: "dict[PositionRule, int]" = {"mrope": 4, "shared_image": 1, "sequential": 1}
 """Rows of positions that each rule gives."""
 
 
@@ -38,7 +40,7 @@ class Placed:
     """Grid of visual tokens; its product is the number of placeholders without boi and eoi (mrope reads it, the others do not)."""
 
 
-def positions_of(rule: PositionRule, length: int, images: Sequence[Placed]) -> Positions:
+def positions_of(rule: "PositionRule", length: int, images: Sequence[Placed]) -> Positions:
     """(P, length) int64, P of NUM_ROWS. `images`: in the order of their placeholders, `length` counts these as well."""
     if rule == "mrope":
         return _mrope(length, images)

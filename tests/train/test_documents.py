@@ -253,3 +253,15 @@ def test_a_row_with_too_few_image_tokens_is_refused() -> None:
     header = [token for token in rows[0]["header_ids"] if token != frame.image_token_id]
     with pytest.raises(ShardError, match="0 image tokens for 1 images"):
         compose({**rows[0], "header_ids": header}, [0], frame.contract(), frame.family.network, PLAIN, QUANTILES)
+
+
+@pytest.mark.parametrize("raw", [0.0, 1 / 4096, 0.1, 0.49999, 0.5, 0.9999, 1.0])
+def test_bins_are_those_of_the_histograms(raw: float) -> None:
+    """The quartile is looked up in the bin that the conversion counted the turn in."""
+    frame, rows = made("qwen2_5_vl")
+    score = float(np.float32(raw))
+    row = {**rows[0], "turns": [{**rows[0]["turns"][0], "difficulty": score}]}
+    table = np.zeros_like(QUANTILES)
+    table[:, difficulty.bins(np.array([score], np.float32))] = 65_535
+    document = compose(row, [0], frame.contract(), frame.family.network, PLAIN, table)
+    assert {group_quartile(group) for group in document.label_groups[document.label_groups >= 0].tolist()} == {3}

@@ -85,6 +85,7 @@ class ZeroStrategy:
         from deepspeed import utils  # noqa: PLC0415
 
         self._utils = utils
+        self._gathered = deepspeed.zero.GatheredParameters
         self.trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         settings = deepspeed_config(
             config.deepspeed,
@@ -151,6 +152,8 @@ class ZeroStrategy:
             self._make_states()
         for name, parameter in self.trainable.items():
             self._utils.safe_set_full_fp32_param(parameter, parameters[name])
+            with self._gathered([parameter], modifier_rank=0), torch.no_grad():  # the copy that is computed with, beside the master
+                parameter.copy_(parameters[name])
             for moment in MOMENTS:
                 if (value := optimizer_state.get(f"{name}/{moment}")) is not None:
                     self._utils.safe_set_full_optimizer_state(parameter, value, moment)
@@ -159,12 +162,17 @@ class ZeroStrategy:
 
     def _make_states(self) -> None:
         """Moments of zero, as AdamW makes them at its first step: DeepSpeed can only set what is there."""
-        for group in self._optimizer.param_groups:
-            for flat in group["params"]:
-                if not self._optimizer.state[flat]:
-                    zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-                    self._optimizer.state[flat] = {"step": torch.tensor(0.0), **zeros}
+        for flat in self._partitions():
+            if not self._optimizer.state[flat]:
+                zeros = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+                self._optimizer.state[flat] = {"step": torch.tensor(0.0), **zeros}
         self._link()
+
+    def _partitions(self) -> list[torch.Tensor]:
+        """This rank's flat pieces of the master weights, which the optimizer's state is kept by."""
+        if self.through_module:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [flat for group in self._optimizer.param_groups for flat in group["params"]]
 
     def _link(self) -> None:
         """Stages 1 and 2 connect parameters with their moments after the first step of the *first* group, when the others have none yet

@@ -18,14 +18,15 @@ from train.trackers import read_events, steps_of
 
 _SAID = {
     "early_stop": "stopped early: no improvement of {best} for {waited} validations",
-    "preempted": "asked to stop at step {step}: saved",
+    "stopping": "asked to stop at step {step}: saved",
+    "endangered": "a machine will be taken away: saved at step {step}, and going on until then",
     "rolled_back": "went back to step {step}, learning rates now x {rate_scale:g}",
     "checkpoint_damaged": "checkpoint of step {step} is damaged and left aside: {problems}",
     "no_checkpoint_before_the_rise": "no checkpoint is left from before step {since_step}: not going back",
 }
 
 
-class _Bar:
+class RunBar:
     """What the events of a run look like in a terminal."""
 
     def __init__(self, progress: Progress) -> None:
@@ -66,11 +67,9 @@ class _Bar:
         self._progress.console.print(visible(text), markup=False, soft_wrap=True)
 
 
-def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json: bool) -> None:
-    """Train, draw the loss, and say where everything is."""
-    errors = Console(stderr=True)
-    config: TrainConfig = resolve(workflow)
-    columns = (
+def run_progress(console: Console) -> Progress:
+    """A bar for runs, which says in `detail` what is going on."""
+    return Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -78,9 +77,16 @@ def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json:
         TextColumn("{task.fields[detail]}", markup=False),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
+        console=console,
     )
-    with Progress(*columns, console=errors) as progress:
-        state = train(config, name, resume=resume, on_event=_Bar(progress).see)
+
+
+def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json: bool) -> None:
+    """Train, draw the loss, and say where everything is."""
+    errors = Console(stderr=True)
+    config: TrainConfig = resolve(workflow)
+    with run_progress(errors) as progress:
+        state = train(config, name, resume=resume, on_event=RunBar(progress).see)
     folder = Path(state["folder"])
     plot = None
     if folder.is_dir():

@@ -96,8 +96,8 @@ def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_e
     on_event({"event": "planning", "what": "reading the index of the shards"})
     index = read_index(config.shards)
     config = config.model_copy(update={"cutoff_len": config.cutoff_len or index.cutoff_len})
-    made_of = _made_of(config, index)
-    name = config.name or f"{workflow_name}-{_digest(made_of)[:10]}"
+    made_of = content_of(config, index)
+    name = config.name or f"{workflow_name}-{digest_of(made_of)[:10]}"
     folder = RunFolder(f"{config.output.rstrip('/')}/{name}")
     existing = folder.read(RUN)
     require_new_or_same(folder, made_of, json.loads(existing) if existing else None, resume=resume)
@@ -108,14 +108,15 @@ def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_e
     return state | {"folder": folder.uri, "num_steps": sum(spec.epoch_steps)}
 
 
-def _made_of(config: TrainConfig, index: PlanIndex) -> dict[str, Any]:
-    """Everything that decides what is computed."""
+def content_of(config: TrainConfig, index: PlanIndex) -> dict[str, Any]:
+    """Everything that decides what a run computes; cutoff_len is filled in."""
     settings = {key: value for key, value in config.model_dump(mode="json").items() if key not in _NOT_CONTENT}
     manifests = [folder.manifest.manifest_xxh3_128 for folder in index.folders]
     return {"format": "boxcar-run", "manifests": manifests, **settings}
 
 
-def _digest(made_of: dict[str, Any]) -> str:
+def digest_of(made_of: dict[str, Any]) -> str:
+    """A name for it, of 32 hexadecimal digits."""
     # Where the shards lie does not matter: their manifests are hashed.
     content = {key: value for key, value in made_of.items() if key != "shards"}
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True).encode())
@@ -125,8 +126,8 @@ def _spec(config: TrainConfig, index: PlanIndex, folder: RunFolder, name: str, o
     """Plan every epoch into the run's folder: workers map the files, and the number of steps is known from the start."""
     names, steps = [], []
     assert config.cutoff_len is not None, "filled in by the caller"
-    for epoch in range(config.epochs):
-        on_event({"event": "planning", "what": f"epoch {epoch + 1} of {config.epochs}"})
+    for epoch in range(config.num_epochs):
+        on_event({"event": "planning", "what": f"epoch {epoch + 1} of {config.epochs:g}"})
         plan = plan_epoch(index, config, epoch, config.cutoff_len)
         names.append(f"plan/epoch-{epoch:04d}.arrow")
         steps.append(plan.counts.steps)
@@ -185,12 +186,22 @@ class _RaySession:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device: torch.device = ray.train.torch.get_device()
         self._train = ray.train
+        self._known_to_go: list[str] = []
 
     def publish(self, folder: Path | None, step: int, metrics: dict[str, Any]) -> None:
         from train.run_folder import checkpoint_name  # noqa: PLC0415
 
         found = None if folder is None else self._train.Checkpoint.from_directory(str(folder))
         self._train.report({**metrics, "step": step}, checkpoint=found, checkpoint_dir_name=checkpoint_name(step))
+
+    def endangered(self) -> bool:
+        # Ray Train answers alike on all ranks (a call is a barrier of a few milliseconds) and starts the run again elsewhere when the node
+        # is gone: the run saves and goes on.
+        info = self._train.get_preemption_info()
+        going = [] if info is None else info.preempted_node_ids
+        new = bool(set(going) - set(self._known_to_go))
+        self._known_to_go = going
+        return new
 
     def stopping(self) -> bool:
         return False

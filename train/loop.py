@@ -63,8 +63,11 @@ class Surroundings(Protocol):
     def log(self, event: dict[str, Any]) -> None:
         """Rank 0: one event, ready for JSON."""
 
+    def endangered(self) -> bool:
+        """Whether a worker is about to be taken away, said once for each such notice; the loop then saves and goes on."""
+
     def stopping(self) -> bool:
-        """Whether this worker is about to be taken away; the loop then saves and ends."""
+        """Whether this worker was told to end; the loop then saves and ends."""
 
 
 @dataclass
@@ -102,7 +105,7 @@ class Trainer:
         for step in self.around.steps(state.step):
             metrics = self._step(step, state, clock)
             state.step += 1
-            done, going = state.step == last, False
+            done = state.step == last
             risen = watch.see(state.step, _by_quartile(metrics), self.config.loss_watch)
             state.watch = watch.state()
             if risen:
@@ -115,13 +118,13 @@ class Trainer:
                 done = True
             if state.step % self.config.log_every_steps == 0 or done:
                 self.around.log({"event": "step", **_public(metrics), "step": state.step, "tokens": state.tokens})
-            going = self._anyone(self.around.stopping())
-            if done or going or state.step % self.config.checkpoint_every_steps == 0:
+            endangered, stopping = self._anyone(self.around.endangered(), self.around.stopping())
+            if endangered or stopping:
+                self.around.log({"event": "stopping" if stopping else "endangered", "step": state.step})
+            if done or endangered or stopping or state.step % self.config.checkpoint_every_steps == 0:
                 self._save(state, metrics)
                 clock.restart()
-            if done or going:
-                if going and not done:
-                    self.around.log({"event": "preempted", "step": state.step})
+            if done or stopping:
                 return None
         return None
 
@@ -253,10 +256,11 @@ class Trainer:
         self.around.log({"event": "resumed", "step": state.step})
         return state
 
-    def _anyone(self, flag: bool) -> bool:
+    def _anyone(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it is set on any rank."""
         if not is_distributed():
-            return flag
-        return bool(sum_over_ranks(torch.tensor(float(flag), device=self.device)))
+            return list(flags)
+        return [bool(count) for count in sum_over_ranks(torch.tensor(flags, dtype=torch.float64, device=self.device)).tolist()]
 
     def _all(self, items: list[Any]) -> list[Any]:
         """The items of all ranks, in rank order; on every rank."""

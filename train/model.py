@@ -215,6 +215,37 @@ def _keep_apart(model: PreTrainedModel, native: bool) -> None:
     model.set_attn_implementation({"text_config": TEXT_ATTENTION, "vision_config": VISION_ATTENTION})
 
 
+def recompute_activations(base: Base, *, gathered_weights: bool) -> None:
+    """Gradient checkpointing of every layer: activations are computed again in backward.
+
+    gathered_weights: ZeRO-3, where weights have another shape outside their layer. torch's checkpoint without re-entry compares what is
+    computed again with the first time, shapes included, so the reentrant kind serves there. That one passes gradients only where an input
+    needs one: the inputs of both towers are made to.
+    """
+    model = base.model
+    # transformers 5.2x renamed the method; GPU images hold older ones.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": gathered_weights})
+    # transformers makes what comes out of the embeddings ask for gradients, patches included. Only the reentrant kind needs that, and a
+    # vision tower without adapters would be computed again, and go through all of backward, for nothing.
+    model.disable_input_require_grads()
+    if gathered_weights:
+        model.get_input_embeddings().register_forward_hook(_with_gradient)
+        model.get_submodule(base.family.network.vision_module).register_forward_pre_hook(_pixels_with_gradient, with_kwargs=True)
+
+
+def _with_gradient(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() else output
+
+
+def _pixels_with_gradient(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def marked(value: Any) -> Any:
+        floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.detach().requires_grad_() if floating and torch.is_grad_enabled() else value
+
+    return tuple(map(marked, arguments)), {name: marked(value) for name, value in named.items()}
+
+
 # ---- what is trained
 
 
@@ -256,6 +287,12 @@ def part_of(name: str, network: Network) -> "Part":
         if re.match(pattern, plain):
             return part
     raise AssertionError(f"{name} belongs to no part of {network.model_type}: its family file must name it")
+
+
+def compile_layers(base: Base) -> None:
+    """torch.compile on the decoder layers, each at its first call; attention stays as it is (`train.attention`)."""
+    for layer in base.model.get_submodule(base.family.network.decoder_layers).children():
+        layer.compile()
 
 
 def parameter_groups(model: nn.Module, network: Network, weight_decay: float) -> list[dict[str, Any]]:

@@ -20,8 +20,11 @@ class Session(Protocol):
     def publish(self, folder: Path | None, step: int, metrics: dict[str, Any]) -> None:
         """Make rank 0's folder the run's checkpoint of that step; None on other ranks."""
 
+    def endangered(self) -> bool:
+        """Whether some worker's machine will soon be taken away: true once for each such notice. Collective."""
+
     def stopping(self) -> bool:
-        """Whether this worker will soon be taken away."""
+        """Whether this worker was told to end."""
 
 
 class LocalSession:
@@ -42,6 +45,9 @@ class LocalSession:
         shutil.rmtree(folder)
         for old in self._folder.checkpoints()[self._num_to_keep :]:
             self._folder.delete(checkpoint_name(old))
+
+    def endangered(self) -> bool:
+        return False
 
     def stopping(self) -> bool:
         return self._stopping

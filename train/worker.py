@@ -27,7 +27,7 @@ from train.attention import SEGMENTS
 from train.checkpoint import Snapshot, TrainState
 from train.collate import MicroBatch
 from train.loop import Step, Trainer
-from train.model import Base, attach_lora, open_base, parameter_groups, part_of, unfreeze
+from train.model import Base, attach_lora, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
 from train.plan import read_plan
 from train.run_folder import ADAPTER, RunFolder, checkpoint_name
@@ -102,7 +102,7 @@ class _Worker:
             self._model = attach_lora(base, config.lora, seed=config.seed, quantised=config.method == "qlora")
         self._model.train()
         if config.gradient_checkpointing:
-            base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            recompute_activations(base, gathered_weights=self._zero3)
         if config.compile:
             for layer in base.model.get_submodule(self._family.network.decoder_layers).children():
                 layer.compile()
@@ -270,6 +270,9 @@ class _Worker:
     def log(self, event: dict[str, Any]) -> None:
         for tracker in self._trackers:
             tracker.log(event)
+
+    def endangered(self) -> bool:
+        return self._session.endangered()
 
     def stopping(self) -> bool:
         return self._session.stopping()

@@ -46,12 +46,14 @@ def test_accumulation_and_packing_change_nothing(setting: Setting, reference: Re
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("world_size", "stage"), [(2, 0), (3, 0), (2, 1), (2, 2), (2, 3)], ids=["ddp 2", "ddp 3", "zero 1", "zero 2", "zero 3"]
+    ("world_size", "stage", "recompute"),
+    [(2, 0, False), (3, 0, False), (2, 1, False), (2, 2, False), (2, 3, False), (2, 0, True), (2, 2, True), (2, 3, True)],
+    ids=["ddp 2", "ddp 3", "zero 1", "zero 2", "zero 3", "ddp recomputed", "zero 2 recomputed", "zero 3 recomputed"],
 )
-def test_ranks_and_strategies_change_nothing(world_size: int, stage: int, reference: Result, tmp_path: Path) -> None:
+def test_ranks_and_strategies_change_nothing(world_size: int, stage: int, recompute: bool, reference: Result, tmp_path: Path) -> None:
     if stage:
         pytest.importorskip("deepspeed", reason="DeepSpeed is an extra")
-    _assert_same(run_together(Setting(stage=stage), tmp_path, world_size), reference)
+    _assert_same(run_together(Setting(stage=stage, recompute=recompute), tmp_path, world_size), reference)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])

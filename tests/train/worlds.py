@@ -18,7 +18,7 @@ from train import flops
 from train.checkpoint import Snapshot
 from train.collate import MicroBatch
 from train.loop import Step, Trainer
-from train.model import attach_lora, parameter_groups
+from train.model import attach_lora, parameter_groups, recompute_activations
 from train.objective import Objective
 from train.plan import rank_packs
 from train.strategy import PlainStrategy, Strategy
@@ -40,6 +40,7 @@ class Setting:
     stop_after: int | None = None
     stage: int = 0
     dropout: float = 0.0
+    recompute: bool = False
     parts: tuple[str, ...] = ("language", "merger", "vision")
     options: dict[str, Any] = field(default_factory=dict)
     start: Snapshot | None = None
@@ -108,6 +109,9 @@ class World:
     def log(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
+    def endangered(self) -> bool:
+        return False
+
     def stopping(self) -> bool:
         return False
 
@@ -118,6 +122,8 @@ def trainer_of(setting: Setting, folder: Path, rank: int = 0, world_size: int = 
     base = tiny_base(folder / f"base-{rank}", setting.family, packed=setting.packing == "packed")
     model = attach_lora(base, LoraConfig(rank=4, parts=config.lora.parts, dropout=config.lora.dropout), seed=0)
     model.train()
+    if setting.recompute:
+        recompute_activations(base, gathered_weights=setting.stage == 3)
     objective = Objective(base, chunk_tokens=16, autocast=None, through_module=setting.stage == 3)
     shape = flops.shape_of(base)
     groups = parameter_groups(model, base.family.network, 0.0)

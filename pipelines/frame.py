@@ -110,6 +110,23 @@ def build_frame(config: ConvertConfig) -> Frame:
     )
 
 
+def frame_of(contract: FrameContract, where: str, tokenizer: str = "") -> Frame:
+    """The frame that a contract tells of, from the code and the tokenizer that are here. `tokenizer`: where it is now, if it has moved.
+
+    Raises ContractError where what is here would ask or read otherwise, TokenizerError where the tokenizer cannot be read.
+    """
+    family = find_family(contract.family, where)
+    name = tokenizer or contract.tokenizer
+    bank: PromptBank = {task: _by_language(questions) for task, questions in contract.prompts.items()}  # type: ignore[misc]
+    frame = Frame(family, load_tokenizer(name), PixelLimits(contract.min_pixels, contract.max_pixels), bank, name)
+    contract.require_equal(frame.contract(), f"{where}: {name} and this version of Boxcar")
+    return frame
+
+
+def _by_language(questions: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {language: tuple(texts) for language, texts in questions.items()}
+
+
 def resolve_limits(family: Family, image_min_pixels: int | None, image_max_pixels: int | None) -> PixelLimits:
     """The workflow's pixel limits, or the published ones. Raises ConfigError where the family cannot meet them."""
     published = family.resize.published_limits

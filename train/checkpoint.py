@@ -5,7 +5,7 @@
     trainable.safetensors    the same parameters by name in training, in full precision
     optimizer.safetensors    moments by parameter name; nothing in it depends on the number of ranks or the strategy
     state.json               position in the plan (one counter), loss watch, early stopping, and what the run was made of
-    contract.json            the frame contract of the shards
+    boxcar.json              the frame contract of the shards, the base, and what it was trained on (`schemas.adapter`)
     checkpoint.json          written last: the size and hash of every other file
 
 No pickle: loading a checkpoint runs no code of its own.
@@ -22,6 +22,7 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from schemas.adapter import CARD, AdapterCard
 from schemas.errors import ShardError
 
 SEAL = "checkpoint.json"
@@ -53,14 +54,14 @@ class Snapshot:
     optimizer: dict[str, torch.Tensor]
 
 
-def write(folder: Path, snapshot: Snapshot, contract_json: bytes, save_model: Callable[[Path], None]) -> None:
+def write(folder: Path, snapshot: Snapshot, card: AdapterCard, save_model: Callable[[Path], None]) -> None:
     """Write a checkpoint into an empty folder. `save_model` writes what peft or transformers loads. Raises OSError: a full disk."""
     folder.mkdir(parents=True, exist_ok=True)
     save_model(folder)
     save_file(_contiguous(snapshot.parameters), folder / "trainable.safetensors")
     save_file(_contiguous(snapshot.optimizer), folder / "optimizer.safetensors")
     (folder / "state.json").write_text(json.dumps(asdict(snapshot.state), indent=1))
-    (folder / "contract.json").write_bytes(contract_json)
+    (folder / CARD).write_bytes(card.dumps())
     files = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.is_file() and path.name != SEAL}
     seal = {"format": FORMAT, "version": VERSION, "step": snapshot.state.step, "files": files}
     (folder / SEAL).write_text(json.dumps(seal, indent=1))

@@ -125,6 +125,26 @@ def compose(
     return parts.document(row)
 
 
+def prompt_of(row: Mapping[str, Any], number: int, contract: "FrameContract", network: "Network") -> Document:
+    """What stands before the answer of turn `number`, without labels: what training fed the network up to there. A dialogue's earlier
+    turns come with their own answers. Raises ShardError where the row does not hold as many image tokens as images."""
+    parts = _Parts(contract, network)
+    nothing = _LabelKind(0.0, 0.0, NO_LABEL, NO_LABEL)
+    parts.add(row["header_ids"], nothing)
+    before = range(number) if row["ordered"] and not contract.one_question_per_image else range(0)
+    for earlier in before:
+        turn = row["turns"][earlier]
+        parts.add(turn["prompt_ids"], nothing)
+        parts.add(contract.answer_open_ids, nothing)
+        parts.add_answer(turn["answer_ids"], turn["answer_is_coordinate"], nothing)
+        parts.add(contract.turn_open_ids, nothing)
+    parts.add(row["turns"][number]["prompt_ids"], nothing)
+    parts.add(contract.answer_open_ids, nothing)
+    if row["ordered"]:  # a dialogue shows its images as it goes
+        row = {**row, "images": row["images"][: parts.num_images]}
+    return parts.document(row)
+
+
 def _check(row: Mapping[str, Any], turns: Sequence[int], contract: "FrameContract") -> None:
     num_turns = len(row["turns"])
     whole = row["ordered"] and not contract.one_question_per_image
@@ -199,6 +219,10 @@ class _Parts:
         self.weights.append(weights.astype(np.float32))
         self.groups.append(groups.astype(np.int16))
         self.is_image.append(is_image)
+
+    @property
+    def num_images(self) -> int:
+        return sum(int(flags.sum()) for flags in self.is_image)
 
     def document(self, row: Mapping[str, Any]) -> Document:
         slots = image_slots(row)

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ import xxhash
 from pipelines import storage
 from schemas import errors
 from schemas.errors import BoxcarError, ConfigError, TrainingError
+from schemas.task import TASK_NAMES, TaskName
 from schemas.training import PlanConfig, TrainConfig
 from schemas.workflow import Workflow
 from train.index import PlanIndex, read_index
@@ -124,19 +126,20 @@ def digest_of(made_of: dict[str, Any]) -> str:
 
 def _spec(config: TrainConfig, index: PlanIndex, folder: RunFolder, name: str, on_event: OnEvent) -> RunSpec:
     """Plan every epoch into the run's folder: workers map the files, and the number of steps is known from the start."""
-    names, steps = [], []
+    names, steps, turns = [], [], Counter[TaskName]()
     assert config.cutoff_len is not None, "filled in by the caller"
     for epoch in range(config.num_epochs):
         on_event({"event": "planning", "what": f"epoch {epoch + 1} of {config.epochs:g}"})
         plan = plan_epoch(index, config, epoch, config.cutoff_len)
         names.append(f"plan/epoch-{epoch:04d}.arrow")
         steps.append(plan.counts.steps)
+        turns.update({task: plan.counts.tasks[task].turns for task in TASK_NAMES if task in plan.counts.tasks})
         _put_plan(folder, names[-1], plan)
     validation_plan = None
     if config.validation:
         validation_plan = "plan/validation.arrow"
         _put_plan(folder, validation_plan, _validation_plan(config, index))
-    return RunSpec(config.model_dump(mode="json"), folder.uri, name, names, steps, validation_plan, versions=versions())
+    return RunSpec(config.model_dump(mode="json"), folder.uri, name, names, steps, validation_plan, dict(turns), versions=versions())
 
 
 def _validation_plan(config: TrainConfig, index: PlanIndex) -> Plan:

@@ -234,11 +234,11 @@ def recompute_activations(base: Base, *, gathered_weights: bool) -> None:
         model.get_submodule(base.family.network.vision_module).register_forward_pre_hook(_pixels_with_gradient, with_kwargs=True)
 
 
-def _with_gradient(module: nn.Module, arguments: Any, output: torch.Tensor) -> torch.Tensor:
+def _with_gradient(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
     return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
-def _pixels_with_gradient(module: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _pixels_with_gradient(_: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     def marked(value: Any) -> Any:
         floating = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.detach().requires_grad_() if floating and torch.is_grad_enabled() else value

@@ -20,14 +20,17 @@ from safetensors.torch import save_file
 from torch import distributed
 
 from pipelines.families.catalog import find_family
+from schemas.adapter import AdapterCard, BaseRecord
 from schemas.errors import ConfigError, TrainingError
+from schemas.task import TaskName
 from schemas.training import Part, TrainConfig
 from train import checkpoint, flops
+from train.adapter import config_hash
 from train.attention import SEGMENTS
 from train.checkpoint import Snapshot, TrainState
 from train.collate import MicroBatch
 from train.loop import Step, Trainer
-from train.model import Base, attach_lora, open_base, parameter_groups, part_of, recompute_activations, unfreeze
+from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
 from train.plan import read_plan
 from train.run_folder import ADAPTER, RunFolder, checkpoint_name
@@ -52,6 +55,8 @@ class RunSpec:
     """Files of the epochs' plans, by name within the folder."""
     epoch_steps: list[int]
     validation_plan: str | None = None
+    trained_turns: dict[TaskName, int] = field(default_factory=dict)
+    """Turns of each task over all epochs."""
     resume: bool = False
     versions: dict[str, str] = field(default_factory=dict)
 
@@ -104,8 +109,7 @@ class _Worker:
         if config.gradient_checkpointing:
             recompute_activations(base, gathered_weights=self._zero3)
         if config.compile:
-            for layer in base.model.get_submodule(self._family.network.decoder_layers).children():
-                layer.compile()
+            compile_layers(base)
         self._model.to(session.device)
         trained = {part_of(name, self._family.network) for name, weight in self._model.named_parameters() if weight.requires_grad}
         objective = Objective(
@@ -230,7 +234,7 @@ class _Worker:
         if self._session.rank == 0:
             folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self._scratch))
             try:
-                checkpoint.write(folder, snapshot, self._contract_json(), lambda where: self._save_model(where, snapshot))
+                checkpoint.write(folder, snapshot, self._card, lambda where: self._save_model(where, snapshot))
             except OSError as error:
                 raise self._disk_error(error) from error
         for tracker in self._trackers:
@@ -279,8 +283,18 @@ class _Worker:
 
     # ---- what is saved
 
-    def _contract_json(self) -> bytes:
-        return msgspec.json.format(msgspec.json.encode(self._contract, order="sorted"), indent=1) + b"\n"
+    @cached_property
+    def _card(self) -> AdapterCard:
+        config = self._config
+        seed = config.seed if config.init == "random" else None
+        return AdapterCard(
+            contract=self._contract,
+            base=BaseRecord(name=config.base, config_xxh3_128=config_hash(config.base), random_seed=seed),
+            method=config.method,
+            trained_turns=self._spec.trained_turns,
+            train_shards={folder.path: folder.manifest.manifest_xxh3_128 for folder in self._store.folders},
+            to_original_pixels=self._family.grid.inverse_description,
+        )
 
     def _save_model(self, folder: Path, snapshot: Snapshot) -> None:
         """What peft's or transformers' from_pretrained reads."""

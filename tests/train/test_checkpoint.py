@@ -6,9 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 
+from schemas.adapter import AdapterCard, BaseRecord
 from schemas.errors import ShardError
+from tests.small_sets import CONTRACT
 from train import checkpoint
 from train.checkpoint import Snapshot, TrainState
+
+CARD_OF_A_TEST = AdapterCard(
+    contract=CONTRACT,
+    base=BaseRecord(name="base", config_xxh3_128="0" * 32),
+    method="lora",
+    trained_turns={"detect": 3},
+    train_shards={},
+    to_original_pixels="v",
+)
 
 
 def _snapshot() -> Snapshot:
@@ -21,7 +32,7 @@ def _save_adapter(folder: Path) -> None:
 
 
 def _write(folder: Path) -> Path:
-    checkpoint.write(folder, _snapshot(), b"{}", _save_adapter)
+    checkpoint.write(folder, _snapshot(), CARD_OF_A_TEST, _save_adapter)
     return folder
 
 
@@ -33,7 +44,7 @@ def test_round_trip(tmp_path: Path) -> None:
     assert torch.equal(loaded.optimizer["a.weight/exp_avg"], torch.ones(3, 2))
 
 
-FILES = ["adapter_config.json", "trainable.safetensors", "optimizer.safetensors", "state.json", "contract.json", "checkpoint.json"]
+FILES = ["adapter_config.json", "trainable.safetensors", "optimizer.safetensors", "state.json", "boxcar.json", "checkpoint.json"]
 
 
 def test_what_is_in_it(tmp_path: Path) -> None:

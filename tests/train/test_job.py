@@ -58,7 +58,7 @@ def test_a_run_ends_with_an_adapter_that_plain_peft_loads(scenes: Path, whole: d
 
     assert whole["step"] == whole["num_steps"] == len(_losses(whole["folder"]))
     adapter = Path(whole["folder"]) / "adapter"
-    assert {"adapter_config.json", "adapter_model.safetensors", "contract.json"} == {path.name for path in adapter.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "boxcar.json"} == {path.name for path in adapter.iterdir()}
     base = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(scenes / "base-qwen2_5_vl"))
     model = PeftModel.from_pretrained(base, adapter)
     loaded = {name.replace(".default", ""): tensor for name, tensor in model.state_dict().items() if "lora_" in name}
@@ -75,7 +75,7 @@ def test_stopping_and_going_on_is_the_run_without_a_stop(scenes: Path, whole: di
     second = train(_config(scenes, tmp_path), "demo", resume=True)
     assert Path(second["folder"]).name == Path(whole["folder"]).name, "named by content"
     assert _losses(second["folder"]) == _losses(whole["folder"])
-    for name in ("adapter_model.safetensors", "contract.json"):
+    for name in ("adapter_model.safetensors", "boxcar.json"):
         assert (Path(second["folder"]) / "adapter" / name).read_bytes() == (Path(whole["folder"]) / "adapter" / name).read_bytes()
 
 

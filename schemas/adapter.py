@@ -1,0 +1,60 @@
+"""What stands beside trained weights, as boxcar.json: the frame contract, the base they belong to, and what they were trained on.
+
+Whoever loads an adapter reads this first. The contract says how images and questions become tokens and boxes become pixels; the base's
+fingerprint says which weights the adapter changes.
+"""
+
+import msgspec
+
+from schemas.contract import FrameContract
+from schemas.errors import ContractError
+from schemas.task import TaskName
+
+CARD = "boxcar.json"
+FORMAT = "boxcar-adapter"
+VERSION = 1
+
+
+class BaseRecord(msgspec.Struct, frozen=True, kw_only=True):
+    """The base that an adapter belongs to."""
+
+    name: str
+    """Folder or Hugging Face id, as the run was told: for people, and to find it again."""
+    config_xxh3_128: str
+    """Hash of its config.json, without the keys that a copy changes."""
+    random_seed: int | None = None
+    """Seed of random weights (trials); None: pretrained."""
+
+
+class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
+    """boxcar.json."""
+
+    contract: FrameContract
+    base: BaseRecord
+    method: str
+    """lora, qlora, or full (then the folder holds a whole model)."""
+    trained_turns: dict[TaskName, int]
+    """Turns of each task in the run's plan."""
+    train_shards: dict[str, str]
+    """Folders of shards that it was trained on, with their manifests' hashes."""
+    to_original_pixels: str
+    """The rule from the numbers of a reply to pixels of the original image, for people and other programs."""
+    format: str = FORMAT
+    version: int = VERSION
+
+    def dumps(self) -> bytes:
+        """Readable JSON, the same bytes for the same card."""
+        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
+
+
+def loads(data: bytes, where: str) -> AdapterCard:
+    """Raises ContractError where this is no card of this version."""
+    try:
+        card = msgspec.json.decode(data, type=AdapterCard)
+    except msgspec.DecodeError as error:
+        raise ContractError(
+            where, found=f"no card of an adapter ({error})", expected=f"{CARD} as `boxcar train` writes it", fix="Give the run's folder."
+        ) from error
+    if (card.format, card.version) != (FORMAT, VERSION):
+        raise ContractError(where, found=f"{card.format} version {card.version}", expected=f"{FORMAT} version {VERSION}")
+    return card

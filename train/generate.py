@@ -1,0 +1,126 @@
+"""Prompts -> replies: transformers' `generate`, greedy, on rows filled up on the left.
+
+What the network sees is made by the rooms that make training batches (ids, pixels); positions are its own, and a test holds its first
+logits against the training forward's.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from train import pixels
+from train.adapter import Opened
+from train.collate import MicroBatch, Pixels, pad
+from train.documents import Document
+from train.model import Base
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What the network said."""
+
+    ids: list[int]
+    """Without the token that ended it."""
+    text: str
+    """Control tokens included: some families write boxes with them."""
+    logprobs: list[float] | None
+    """Log-probability of each of `ids`; None where not asked for."""
+    complete: bool
+    """Whether it ended by itself rather than at max_new_tokens."""
+
+
+class _Recorder(LogitsProcessor):
+    """Log-probabilities of the tokens chosen, one step late; keeps one step's logits, not all of them."""
+
+    def __init__(self) -> None:
+        self.chosen: list[torch.Tensor] = []
+        self._last: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self._settle(input_ids)
+        self._last = torch.log_softmax(scores.float(), dim=-1)
+        return scores
+
+    def _settle(self, input_ids: torch.Tensor) -> None:
+        if self._last is not None:
+            self.chosen.append(self._last.gather(1, input_ids[:, -1:])[:, 0])
+
+    def finish(self, input_ids: torch.Tensor) -> list[list[float]]:
+        """(B, new tokens)."""
+        self._settle(input_ids)
+        rows: list[list[float]] = torch.stack(self.chosen, dim=1).tolist()
+        return rows
+
+
+def generate(
+    opened: Opened, prompts: Sequence[Document], images: Sequence[Pixels], *, max_new_tokens: int, with_logprobs: bool = False
+) -> list[Reply]:
+    """A reply to each prompt, greedily. images: of all prompts, in order, at the model's size."""
+    base, frame = opened.base, opened.frame
+    device = next(opened.network.parameters()).device
+    stop = frame.turn_close_ids[0]
+    batch = pad(prompts, images, pad_id=stop).to(device)
+    inputs = _on_the_left(batch, stop)
+    length = inputs["input_ids"].shape[1]
+    if len(batch.image_sizes_hw):
+        is_image = inputs["attention_mask"].bool() & (inputs["input_ids"] == base.image_token_id)
+        inputs |= _vision(base, batch, is_image)
+    recorder = _Recorder()
+    settings = GenerationConfig(
+        max_new_tokens=max_new_tokens, do_sample=False, eos_token_id=_stops(opened, stop), pad_token_id=stop, bos_token_id=None
+    )
+    with torch.no_grad():
+        output = opened.network.generate(
+            **inputs, generation_config=settings, logits_processor=LogitsProcessorList([recorder] if with_logprobs else [])
+        )
+    logprobs = recorder.finish(output) if with_logprobs else [None] * len(prompts)
+    return [_reply(opened, row, scores, _stops(opened, stop)) for row, scores in zip(output[:, length:].tolist(), logprobs, strict=True)]
+
+
+def _on_the_left(batch: MicroBatch, pad_id: int) -> dict[str, torch.Tensor]:
+    """`pad` fills up on the right; what comes next must follow the last token."""
+    assert batch.attention_mask is not None, "padded rows"
+    mask = batch.attention_mask
+    width = mask.shape[1]
+    # Roll each row by what is empty at its end.
+    places = (torch.arange(width, device=mask.device)[None] - (width - mask.sum(dim=1))[:, None]) % width
+    ids = batch.input_ids.gather(1, places)
+    mask = mask.gather(1, places)
+    return {"input_ids": torch.where(mask, ids, pad_id), "attention_mask": mask.long()}
+
+
+def _vision(base: Base, batch: MicroBatch, is_image: torch.Tensor) -> dict[str, torch.Tensor]:
+    """is_image: (B, T) bool, the placeholders."""
+    if base.native:
+        return {"pixel_values": pixels.square_images(batch, base.family, base.vision_dtype), "image_mask": is_image}
+    return {
+        "pixel_values": pixels.qwen_patches_of(batch, base.family, base.vision_dtype),
+        "image_grid_thw": batch.image_grid_thw,
+        "mm_token_type_ids": is_image.int(),
+    }
+
+
+def _stops(opened: Opened, stop: int) -> list[int]:
+    """What closes a turn, and what the base itself ends with."""
+    own = opened.base.model.generation_config.eos_token_id
+    return sorted({stop, *(own if isinstance(own, list) else [] if own is None else [own])})
+
+
+def _reply(opened: Opened, ids: list[int], logprobs: list[float] | None, stops: list[int]) -> Reply:
+    end = next((place for place, token in enumerate(ids) if token in stops), None)
+    kept = ids[:end]
+    text = opened.frame.tokenizer.backend.decode(kept, skip_special_tokens=False)
+    return Reply(kept, text, None if logprobs is None else logprobs[: len(kept)], end is not None)
+
+
+def mean_logprob_of_numbers(reply: Reply, opened: Opened) -> float:
+    """Mean log-probability of the tokens that hold a digit; -inf where there is none or none was recorded."""
+    if reply.logprobs is None:
+        return float("-inf")
+    decode = opened.frame.tokenizer.backend.decode
+    scores = [score for token, score in zip(reply.ids, reply.logprobs, strict=True) if any(map(str.isdigit, decode([token])))]
+    return float(np.mean(scores)) if scores else float("-inf")

@@ -1,6 +1,6 @@
 """workflows.yaml as pydantic models: the only home of default values.
 
-    workflow name -> Workflow(convert: ConvertConfig, train: schemas.training.TrainConfig)
+    workflow name -> Workflow(convert: ConvertConfig, train: schemas.training.TrainConfig, evaluate: schemas.evaluation.EvaluateConfig)
 
 Every model refuses unknown keys. What only a format or a family can judge (is the reader known, does the family take this pixel budget)
 is judged where that is known, with the same ConfigError.
@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from schemas.evaluation import EvaluateConfig, ScenesConfig
 from schemas.record import Language
 from schemas.section import Section, Share
 from schemas.training import TrainConfig
@@ -183,8 +184,13 @@ class Workflow(Section):
     """One named workflow: a section for each stage."""
 
     description: str = ""
+    needs: tuple[str, ...] = Field(
+        default=(), description="Workflows whose convert sections `boxcar run` runs first: more sources, held-out shards."
+    )
+    scenes: ScenesConfig | None = None
     convert: ConvertConfig | None = None
     train: TrainConfig | None = None
+    evaluate: EvaluateConfig | None = None
 
 
 WorkflowFile = dict[str, Workflow]

@@ -77,6 +77,20 @@ class Asker:
             "header_ids": self.frame.header_ids(None, 1),
         }
 
+    def ask_again(self, row: Mapping[str, Any], number: int) -> dict[str, Any]:
+        """The row with turn `number` asked in this frame's words; dialogues and descriptions of regions stay as they are."""
+        turn = row["turns"][number]
+        task = turn["task"]
+        if task in ("dialogue", "describe"):
+            return dict(row)
+        labels = ",".join(dict.fromkeys(turn["labels"]))
+        choice = int.from_bytes(row["sample_id"].encode()[-4:], "little")
+        image = row["images"][max(0, turn["image_index"])]
+        question, ids = self._question(Query("", labels, task, turn["language"], prompt=choice), image)
+        turns = list(row["turns"])
+        turns[number] = {**turn, "question": question, "prompt_ids": ids}
+        return {**row, "turns": turns}
+
     def _image(self, query: Query, header: ImageHeader) -> dict[str, Any]:
         limits = self.frame.limits
         sizes = self.frame.family.resize(header.width, header.height, limits.min_pixels, limits.max_pixels)

@@ -6,9 +6,7 @@ logits against the training forward's.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
@@ -17,6 +15,10 @@ from train.adapter import Opened
 from train.collate import MicroBatch, Pixels, pad
 from train.documents import Document
 from train.model import Base
+
+_OPENS, _CLOSES = "[(,;", "]),;"
+LEAST_LOGPROB = -100.0
+"""Of a box without a number of its own: below any real one, and finite."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,37 @@ def _reply(opened: Opened, ids: list[int], logprobs: list[float] | None, stops: 
     return Reply(kept, text, None if logprobs is None else logprobs[: len(kept)], end is not None)
 
 
-def mean_logprob_of_numbers(reply: Reply, opened: Opened) -> float:
-    """Mean log-probability of the tokens that hold a digit; -inf where there is none or none was recorded."""
+def box_scores(reply: Reply, num_boxes: int, opened: Opened) -> list[float] | None:
+    """Mean log-probability of the tokens of each box's numbers, in the order of the reply; None where none were recorded.
+
+    Numbers are runs of tokens of digits between brackets, commas and blanks. Where the reply has four for each box they are taken in
+    fours; else (a repaired reply) every box gets the mean over all of them.
+    """
     if reply.logprobs is None:
-        return float("-inf")
+        return None
     decode = opened.frame.tokenizer.backend.decode
-    scores = [score for token, score in zip(reply.ids, reply.logprobs, strict=True) if any(map(str.isdigit, decode([token])))]
-    return float(np.mean(scores)) if scores else float("-inf")
+    numbers = _numbers([decode([token], skip_special_tokens=False) for token in reply.ids], reply.logprobs)
+    groups = [numbers[4 * box : 4 * box + 4] for box in range(num_boxes)] if len(numbers) == 4 * num_boxes else [numbers] * num_boxes
+    return [_mean([score for number in group for score in number]) for group in groups]
+
+
+def _numbers(texts: Sequence[str], scores: Sequence[float]) -> list[list[float]]:
+    """Scores of the tokens of each number that stands where a coordinate may stand."""
+    numbers: list[list[float]] = []
+    current: list[float] = []
+    before, at_start = "", ""
+    for text, score in zip([*texts, " ]"], [*scores, 0.0], strict=True):
+        stripped = text.strip()
+        if stripped.isdigit():
+            at_start = at_start if current else before
+            current.append(score)
+        elif stripped:
+            if current and at_start in _OPENS and stripped[0] in _CLOSES:
+                numbers.append(current)
+            current = []
+        before = stripped[-1:] or before
+    return numbers
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return sum(scores) / len(scores) if scores else LEAST_LOGPROB

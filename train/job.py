@@ -31,6 +31,7 @@ from train.nodes import require_alike, survey
 from train.plan import Plan, plan_epoch, write_plan
 from train.run_folder import METRICS, RUN, RunFolder, require_new_or_same
 from train.sessions import LocalSession
+from train.stream import LoaderLost
 from train.worker import RunSpec, versions, work
 
 FAILURE = "failure.json"
@@ -218,6 +219,8 @@ def _work_under_ray(arguments: dict[str, Any]) -> None:
         return  # another rank, or the attempt before, has said what is wrong: trying again would not help
     try:
         work(spec, _RaySession())
+    except LoaderLost:
+        raise
     except BoxcarError as error:
         folder.write(FAILURE, json.dumps(_failure(error)).encode())
         raise
@@ -239,7 +242,7 @@ def _run_with_ray(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict
     with connected() as resources:
         _require_room(config, use_gpu, resources)
         if len([node for node in ray.nodes() if node["Alive"]]) > 1:
-            require_alike(survey(config.shards, config.output))
+            require_alike(survey(config))
         trainer = ray.train.torch.TorchTrainer(
             _work_under_ray,
             train_loop_config=msgspec.to_builtins(spec),
@@ -311,13 +314,25 @@ def _require_room(config: TrainConfig, use_gpu: bool, have: dict[str, float]) ->
 
 @contextmanager
 def connected() -> Iterator[dict[str, float]]:
-    """Ray for the time of the block: the cluster that the environment names, else one on this machine. Gives its resources."""
+    """Ray for the time of the block: the cluster that the environment names, else one on this machine. Gives its resources.
+
+    Raises ConfigError where no cluster answers.
+    """
     import ray  # noqa: PLC0415
 
     started_here = not ray.is_initialized()
     if started_here:
         address = os.environ.get("RAY_ADDRESS", "local")
-        ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False, logging_level=logging.ERROR)
+        dashboard = False if address == "local" else None
+        try:
+            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        except ConnectionError as error:
+            raise ConfigError(
+                "RAY_ADDRESS",
+                found=f"{address}, where no cluster answers",
+                expected="the address of a running one, or nothing",
+                fix="`ray start --head` prints it.",
+            ) from error
     try:
         yield ray.cluster_resources()
     finally:

@@ -5,7 +5,6 @@ row, turn ──> prompt (documents.prompt_of) ─┐
 image ──> pixels (stream.load_pixels) ──────┘
 """
 
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from train.adapter import Opened
 from train.ask import Asker, Query
 from train.collate import Pixels
 from train.documents import Document, ImageSlot, prompt_of
-from train.generate import Reply, generate, mean_logprob_of_numbers
+from train.generate import Reply, box_scores, generate
 from train.parse import Status, parse, to_original_px
 from train.store import ShardStore
 from train.stream import load_pixels
@@ -62,8 +61,8 @@ class Answer:
     boxes_model: npt.NDArray[np.float64]
     """(N, 4) float64, the family's own units."""
     labels: tuple[str | None, ...]
-    score: float
-    """Mean log-probability of the tokens that hold digits; -inf where not recorded, or none."""
+    scores: list[float] | None
+    """(N,) mean log-probability of the tokens of each box's numbers (`train.generate.box_scores`); None where not recorded."""
     size_wh: tuple[int, int]
     """Pixels of the upright original."""
     resized_wh: tuple[int, int]
@@ -75,14 +74,14 @@ class Answer:
 
 def as_json(answer: Answer) -> dict[str, Any]:
     """An answer as JSON has it; boxes in pixels of the upright original image."""
+    scores: list[float | None] = [None] * len(answer.labels) if answer.scores is None else [round(score, 5) for score in answer.scores]
     boxes = [
-        {"box_xyxy_px": [round(value, 2) for value in box], "label": label}
-        for box, label in zip(answer.boxes_xyxy_px.tolist(), answer.labels, strict=True)
+        {"box_xyxy_px": [round(value, 2) for value in box], "label": label, "score": score}
+        for box, label, score in zip(answer.boxes_xyxy_px.tolist(), answer.labels, scores, strict=True)
     ]
     facts = {name: getattr(answer, name) for name in ("id", "task", "language", "question", "reply", "complete", "status")}
-    score = answer.score if math.isfinite(answer.score) else None
     sizes = {"size_wh": list(answer.size_wh), "resized_wh": list(answer.resized_wh)}
-    return {**facts, "repairs": list(answer.repairs), "boxes": boxes, "score": score, **sizes, **answer.extra}
+    return {**facts, "repairs": list(answer.repairs), "boxes": boxes, **sizes, **answer.extra}
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,7 @@ class Predictor:
             boxes_xyxy_px=to_original_px(parsed.boxes, self._family.grid, size, resized),
             boxes_model=parsed.boxes,
             labels=parsed.labels,
-            score=mean_logprob_of_numbers(reply, self.opened),
+            scores=box_scores(reply, len(parsed.boxes), self.opened),
             size_wh=size,
             resized_wh=resized,
             num_prompt_tokens=len(prompt),

@@ -116,6 +116,17 @@ class ShardStore:
         row: Row = rows.row(within, self.folders[folder].manifest.images_root)
         return {**row, "row": number, "folder": folder}
 
+    def whole_row(self, number: int) -> Row:
+        """Every field of a row, as Python objects: what evaluation and pages need. Image paths are joined, `row` and `folder` added, as
+        `row` has them. Raises ShardError."""
+        found = self.row(number)
+        file = int(np.searchsorted(self._first_rows, number, side="right")) - 1
+        folder, entry = self._files[file]
+        batch, within = divmod(number - int(self._first_rows[file]), ROWS_PER_BATCH)
+        whole: Row = self._batch(folder, entry, batch, ROW_SCHEMA).batch.slice(within, 1).to_pylist()[0]
+        images = [{**all_of_it, **image} for all_of_it, image in zip(whole["images"], found["images"], strict=True)]
+        return {**whole, "images": images, "row": number, "folder": found["folder"]}
+
     def image_bytes(self, folder: int, shard: int, shard_row: int) -> bytes:
         """An embedded image: the original file, or a PNG of the model's size. Raises ShardError."""
         name = image_shard_name(shard)
@@ -191,6 +202,7 @@ class _RowBatch:
     """Columns of a record batch of rows as NumPy views: a row costs microseconds, and text is never touched."""
 
     def __init__(self, batch: pa.RecordBatch) -> None:
+        self.batch = batch
         self.sample_ids = batch.column("sample_id")
         self.ordered = batch.column("ordered").to_numpy(zero_copy_only=False)
         self.header_ids = _Lists(batch.column("header_ids"))

@@ -78,6 +78,10 @@ class Failure:
     error: BoxcarError
 
 
+class LoaderLost(TrainingError):
+    """A loader process was taken away (out of memory, a signal): no mistake in data or settings, so that starting again may help."""
+
+
 class PackDataset(Dataset[MicroBatch | Failure]):
     """Micro-batches by the documents they hold. Picklable; opens files in the process that reads."""
 
@@ -281,7 +285,7 @@ def _next(batches: Iterator[MicroBatch | Failure]) -> MicroBatch | Failure:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise TrainingError(
+        raise LoaderLost(
             "a loader process",
             found=f"that it ended ({error})",
             expected="one that lives as long as the run",

@@ -12,7 +12,7 @@ from pipelines.tokens import load_tokenizer
 from tests.small_tokenizers import folder_of
 from tests.train.tiny import FAMILIES, padded_batch, random_documents, tiny_base
 from train.adapter import Opened
-from train.generate import generate, mean_logprob_of_numbers
+from train.generate import LEAST_LOGPROB, Reply, box_scores, generate
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -79,8 +79,16 @@ def _longer(document: Any, ids: list[int]) -> Any:
     )
 
 
-def test_no_number_no_score(opened: Opened) -> None:
-    documents, pixels = random_documents(opened.base)
-    (reply,) = generate(opened, documents[:1], pixels[0], max_new_tokens=2)
-    assert reply.logprobs is None
-    assert mean_logprob_of_numbers(reply, opened) == float("-inf")
+def test_numbers_are_scored_in_fours(opened: Opened) -> None:
+    backend = opened.frame.tokenizer.backend
+    text = '[{"bbox_2d": [1, 23, 4, 5]}, {"bbox_2d": [6, 7, 8, 90]}]'
+    ids = backend.encode(text, add_special_tokens=False).ids
+    scores = [-float(number) for number in range(len(ids))]
+    digits = [score for token, score in zip(ids, scores, strict=True) if backend.decode([token]).strip().isdigit()]
+    assert len(digits) == 12, "digits are tokens of their own, and each 2d has one"
+    digits = [*digits[1:6], *digits[7:]]
+    reply = Reply(ids, text, scores, complete=True)
+    assert box_scores(reply, 2, opened) == pytest.approx([sum(digits[:5]) / 5, sum(digits[5:]) / 5])
+    assert box_scores(reply, 1, opened) == pytest.approx([sum(digits) / 10]), "not four for each box"
+    assert box_scores(Reply(ids[:1], "", None, complete=True), 1, opened) is None
+    assert box_scores(Reply([], "", [], complete=True), 1, opened) == [LEAST_LOGPROB]

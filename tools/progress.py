@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from pipelines import convert as conversion
 from pipelines.verify import Report, verify_folder
 from pipelines.workdir import Commit
+from schemas.manifest import Manifest
 from schemas.workflow import ConvertConfig
 from tools.plain import visible
 from tools.summary import print_summary
@@ -57,19 +58,25 @@ def _progress(console: Console) -> Progress:
     )
 
 
-def convert_with_progress(config: ConvertConfig, *, as_json: bool) -> None:
-    """Convert, show progress on standard error, and print the summary on standard output."""
+def convert_with_bar(config: ConvertConfig) -> tuple[Manifest, bool]:
+    """Convert and show progress on standard error. Returns the manifest, and whether everything was there already."""
     errors = Console(stderr=True)
     try:
         with _progress(errors) as progress:
             bar = _Bar(progress)
-            manifest, was_complete = conversion.convert(config, conversion.Progress(bar.planned, bar.committed))
+            return conversion.convert(config, conversion.Progress(bar.planned, bar.committed))
     except KeyboardInterrupt:
         errors.print(
             f"Stopped. {bar.num_done} of {bar.num_units} units are complete and kept in {config.output}; run the same command to go on.",
             markup=False,
         )
         sys.exit(130)
+
+
+def convert_with_progress(config: ConvertConfig, *, as_json: bool) -> None:
+    """Convert, show progress on standard error, and print the summary on standard output."""
+    errors = Console(stderr=True)
+    manifest, was_complete = convert_with_bar(config)
     if was_complete:
         errors.print(f"{config.output} is complete already: same annotations, same settings. Nothing was done.", markup=False)
     if as_json:

@@ -109,10 +109,10 @@ def draw_scene(rng: np.random.Generator, style: Style) -> tuple[Image.Image, lis
             side = min(side, _SIDE_PX // 2)
         x0, y0 = int(rng.integers(0, _SIDE_PX - side + 1)), int(rng.integers(0, _SIDE_PX - side + 1))
         box = (x0, y0, x0 + side, y0 + side)
-        shape, colour = style.shapes[rng.integers(len(style.shapes))], list(COLOURS)[rng.integers(len(COLOURS))]
+        shape, colour = style.shapes[int(rng.integers(len(style.shapes)))], list(COLOURS)[rng.integers(len(COLOURS))]
         if any(_overlap(box, other) > 0.25 or (shape, colour) == (name, hue) for name, hue, other in things):
             continue
-        _paint(picture, shape, box, COLOURS[colour][1], style.patterns[rng.integers(len(style.patterns))])
+        _paint(picture, shape, box, COLOURS[colour][1], style.patterns[int(rng.integers(len(style.patterns)))])
         things.append((shape, colour, box))
     return picture, things
 

@@ -54,15 +54,23 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def has_workflow(path: Path, name: str) -> bool:
+    """Whether the file is there and names the workflow. Raises ConfigError for a file that cannot be read."""
+    return path.is_file() and name in _read_yaml(path)
+
+
+def load_any(path: Path, name: str, overrides: Sequence[str] = ()) -> Workflow:
+    """The named workflow, whatever sections it has; overrides begin with a section's name: train.epochs=2. Raises ConfigError."""
+    raw = _raw_workflow(path, name)
+    try:
+        return Workflow.model_validate(_with_overrides(dict(raw), overrides))
+    except ValidationError as error:
+        raise _config_error(path, name, error) from error
+
+
 def load_workflow(path: Path, name: str, section: str, overrides: Sequence[str] = ()) -> Workflow:
     """The named workflow with `key=value` overrides of one section. Raises ConfigError."""
-    workflows = _read_yaml(path)
-    if name not in workflows:
-        known = ", ".join(sorted(map(str, workflows))) or "none"
-        raise ConfigError(str(path), found=f"no workflow {name!r}", expected=f"one of: {known}")
-    raw = workflows[name]
-    if not isinstance(raw, dict):
-        raise ConfigError(f"{path}, {name}", found=repr(raw), expected="sections such as `convert:`")
+    raw = _raw_workflow(path, name)
     if section not in raw:
         raise ConfigError(f"{path}, {name}", found=f"the sections {', '.join(raw) or 'none'}", expected=f"a section `{section}:`")
     settings = raw[section] or {}
@@ -74,6 +82,17 @@ def load_workflow(path: Path, name: str, section: str, overrides: Sequence[str] 
         return Workflow.model_validate(merged)
     except ValidationError as error:
         raise _config_error(path, name, error) from error
+
+
+def _raw_workflow(path: Path, name: str) -> dict[str, Any]:
+    workflows = _read_yaml(path)
+    if name not in workflows:
+        known = ", ".join(sorted(map(str, workflows))) or "none"
+        raise ConfigError(str(path), found=f"no workflow {name!r}", expected=f"one of: {known}")
+    raw = workflows[name]
+    if not isinstance(raw, dict):
+        raise ConfigError(f"{path}, {name}", found=repr(raw), expected="sections such as `convert:`")
+    return raw
 
 
 def _with_overrides(section: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -137,7 +137,8 @@ class Asker:
         return self._composed(spec, boxes, image)
 
     def _prompt(self, query: Query) -> str:
-        found = self.frame.bank.get(query.task, {}).get(query.language, ())  # type: ignore[call-overload]
+        by_language = next((bank for task, bank in self.frame.bank.items() if task == query.task), {})
+        found = by_language.get(query.language, ())
         if not found:
             raise ConfigError("language", found=f"{query.language!r} for {query.task}", expected="one that the frame has questions in")
         prompt: str = found[query.prompt % len(found)]

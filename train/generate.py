@@ -35,7 +35,7 @@ class Reply:
     """Whether it ended by itself rather than at max_new_tokens."""
 
 
-class _Recorder(LogitsProcessor):
+class _Recorder(LogitsProcessor):  # type: ignore[misc, unused-ignore]
     """Log-probabilities of the tokens chosen, one step late; keeps one step's logits, not all of them."""
 
     def __init__(self) -> None:

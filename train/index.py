@@ -218,7 +218,7 @@ class _Reading:
                 path = storage.join(folder.path, entry.name)
                 stop = self.row + entry.num_rows
                 with _as_shard_error(path):
-                    for batch in _batches(path, _SCHEMA):
+                    for batch in record_batches(path, _SCHEMA):
                         _require(self.row + batch.num_rows <= stop, "more rows than the manifest says")
                         self._take(batch, path)
                     _require(self.row == stop, "fewer rows than the manifest says")
@@ -354,9 +354,9 @@ def _as_shard_error(path: str) -> Iterator[None]:
         ) from error
 
 
-def _batches(path: str, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The record batches of a local or remote Arrow file, of these columns alone."""
-    options = pa.ipc.IpcReadOptions(included_fields=[ROW_SCHEMA.get_field_index(name) for name in schema.names])
+def record_batches(path: str, schema: pa.Schema, whole: pa.Schema = ROW_SCHEMA) -> Iterator[pa.RecordBatch]:
+    """The record batches of a local or remote Arrow file of the schema `whole`, of these columns alone. Raises ShardError for another."""
+    options = pa.ipc.IpcReadOptions(included_fields=[whole.get_field_index(name) for name in schema.names])
     local = storage.local_path(path)
     with pa.memory_map(local) if local is not None else storage.open_input(path) as source:
         reader = pa.ipc.open_file(source, options=options)

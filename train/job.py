@@ -22,6 +22,7 @@ import xxhash
 
 from pipelines import storage
 from schemas import errors
+from schemas.adapter import CARD
 from schemas.errors import BoxcarError, ConfigError, TrainingError
 from schemas.task import TASK_NAMES, TaskName
 from schemas.training import PlanConfig, TrainConfig
@@ -29,7 +30,7 @@ from schemas.workflow import Workflow
 from train.index import PlanIndex, read_index
 from train.nodes import require_alike, survey
 from train.plan import Plan, plan_epoch, write_plan
-from train.run_folder import METRICS, RUN, RunFolder, require_new_or_same
+from train.run_folder import ADAPTER, METRICS, RUN, RunFolder, require_new_or_same
 from train.sessions import LocalSession
 from train.stream import LoaderLost
 from train.worker import RunSpec, versions, work
@@ -100,8 +101,8 @@ def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_e
     index = read_index(config.shards)
     config = config.model_copy(update={"cutoff_len": config.cutoff_len or index.cutoff_len})
     made_of = content_of(config, index)
-    name = config.name or f"{workflow_name}-{digest_of(made_of)[:10]}"
-    folder = RunFolder(f"{config.output.rstrip('/')}/{name}")
+    folder = RunFolder(_uri(config, workflow_name, made_of))
+    name = folder.uri.rpartition("/")[2]
     existing = folder.read(RUN)
     require_new_or_same(folder, made_of, json.loads(existing) if existing else None, resume=resume)
     folder.write(RUN, json.dumps(made_of, indent=1, sort_keys=True).encode())
@@ -109,6 +110,33 @@ def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_e
     with _watching(folder, on_event):
         state = _run_inline(spec, config, folder) if config.placement.executor == "inline" else _run_with_ray(spec, config, folder)
     return state | {"folder": folder.uri, "num_steps": sum(spec.epoch_steps)}
+
+
+def complete_run(config: TrainConfig, workflow_name: str) -> dict[str, Any] | None:
+    """The last state of a run of these very settings and shards that has come to its end; None where there is none."""
+    config, made_of = _with_content(config)
+    folder = RunFolder(_uri(config, workflow_name, made_of))
+    existing = folder.read(RUN)
+    if existing is None or json.loads(existing) != made_of or folder.read(f"{ADAPTER}/{CARD}") is None:
+        return None
+    state = _last_state(folder)
+    return state | {"folder": folder.uri} if state.get("complete") else None
+
+
+def run_uri(config: TrainConfig, workflow_name: str) -> str:
+    """Where a run of these settings and shards stands, or will."""
+    config, made_of = _with_content(config)
+    return _uri(config, workflow_name, made_of)
+
+
+def _with_content(config: TrainConfig) -> tuple[TrainConfig, dict[str, Any]]:
+    index = read_index(config.shards)
+    config = config.model_copy(update={"cutoff_len": config.cutoff_len or index.cutoff_len})
+    return config, content_of(config, index)
+
+
+def _uri(config: TrainConfig, workflow_name: str, made_of: dict[str, Any]) -> str:
+    return f"{config.output.rstrip('/')}/{config.name or f'{workflow_name}-{digest_of(made_of)[:10]}'}"
 
 
 def content_of(config: TrainConfig, index: PlanIndex) -> dict[str, Any]:
@@ -331,7 +359,7 @@ def connected() -> Iterator[dict[str, float]]:
                 "RAY_ADDRESS",
                 found=f"{address}, where no cluster answers",
                 expected="the address of a running one, or nothing",
-                fix="`ray start --head` prints it.",
+                fix="`ray start --head` prints it; a cluster that wants a token needs RAY_AUTH_MODE=token here, too.",
             ) from error
     try:
         yield ray.cluster_resources()

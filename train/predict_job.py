@@ -7,7 +7,7 @@ A line that cannot be answered (no such image, no JSON) becomes a line with `err
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ def predict_file(
     return counts
 
 
-def _inline(queries: Path, spec: PredictSpec) -> Iterator[str]:
+def _inline(queries: Path, spec: PredictSpec) -> Generator[str, None, None]:
     answerer = LineAnswerer(spec)
     for batch in _batches(queries):
         yield from answerer.answer(batch)
@@ -161,7 +161,7 @@ def _lines(queries: Path) -> Iterable[str]:
                 yield text
 
 
-def _with_ray(queries: Path, spec: PredictSpec, num_workers: int) -> Iterator[str]:
+def _with_ray(queries: Path, spec: PredictSpec, num_workers: int) -> Generator[str, None, None]:
     import ray.data  # noqa: PLC0415
 
     with connected() as resources:

@@ -1,0 +1,44 @@
+"""What the quick start works on: drawn scenes in five files, and the small base that is kept beside this module."""
+
+import json
+import shutil
+from pathlib import Path
+
+from pipelines import storage
+from schemas.errors import ConfigError
+from schemas.evaluation import ScenesConfig
+from tools.scenes import NEW_SHAPES, OLD_SHAPES, Style, write_scenes
+
+BASE = Path(__file__).with_name("quickstart_base")
+_MARK = "scenes.json"
+
+
+def is_drawn(config: ScenesConfig) -> bool:
+    """Whether the folder holds exactly these scenes."""
+    try:
+        drawn = json.loads((Path(config.folder) / _MARK).read_text())
+    except (OSError, ValueError):
+        return False
+    return bool(drawn == config.model_dump())
+
+
+def draw(config: ScenesConfig) -> None:
+    """train/, held_out/ and old/ with images and COCO files, base/ with the network. Raises ConfigError where there is something else."""
+    folder = Path(config.folder)
+    if folder.exists() and any(folder.iterdir()) and not (folder / _MARK).exists():
+        raise ConfigError("scenes.folder", found=f"{folder}, which holds other files", expected="an empty or new folder")
+    one, several = list(NEW_SHAPES), (2, 3)
+    with storage.writing(folder):
+        for part, number, seed in (("train", config.num_train, 1), ("held_out", config.num_held_out, 2)):
+            # Four of five pictures hold one thing; in the others there are more, and telling them apart is the harder task.
+            styles = []
+            for language, share in (("en", 0.6), ("zh", 0.4)):
+                total = round(number * share)
+                styles += [
+                    (Style(one, language), total - total // 5),  # type: ignore[arg-type]
+                    (Style(one, language, num_things=several), total // 5),  # type: ignore[arg-type]
+                ]
+            write_scenes(folder / part, styles, config.seed * 3 + seed, part)
+        write_scenes(folder / "old", [(Style(list(OLD_SHAPES)), max(10, config.num_held_out // 2))], config.seed * 3 + 3, "old")
+        shutil.copytree(BASE, folder / "base", dirs_exist_ok=True)
+        (folder / _MARK).write_text(json.dumps(config.model_dump()))

@@ -1,0 +1,122 @@
+"""`boxcar run NAME`: the stages of a workflow in their order, and only those whose inputs or settings have changed.
+
+    scenes ──> convert (also of the workflows that it needs) ──> audit ──> train ──> evaluate ──> page
+
+Each stage knows by content whether it is done: a conversion by its annotations and settings, a run by the hash that names its folder, an
+evaluation by the hash of weights, shards and settings. Nothing here is a second memory that could disagree with them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.text import Text
+
+from schemas.errors import ConfigError
+from schemas.evaluation import ScenesConfig
+from schemas.workflow import ConvertConfig, Workflow
+from tools.workflows import has_workflow, load_any
+
+BUILT_IN = Path(__file__).with_name("quickstart.yaml")
+Stage = Callable[[], str | None]
+"""Does it and returns None, or returns why there was nothing to do."""
+
+
+def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | None) -> None:
+    """Run every stage. overrides: `train.epochs=2`, `evaluate.max_samples=10` and so on, with the section's name."""
+    console = Console(soft_wrap=True)
+    if not has_workflow(path, name) and has_workflow(BUILT_IN, name):
+        path = BUILT_IN
+    workflow = load_any(path, name, overrides)
+    others = {other: load_any(path, other, ()) for other in workflow.needs}
+    if missing := [other for other, found in others.items() if found.convert is None]:
+        raise ConfigError(f"{path}, {name}.needs", found=f"{', '.join(missing)} without a convert section", expected="one to run")
+    stages: list[tuple[str, Stage]] = []
+    if workflow.scenes:
+        stages.append(("scenes", lambda scenes=workflow.scenes: _scenes(scenes)))  # type: ignore[misc]
+    for other, one in [(name, workflow), *others.items()]:
+        if one.convert:
+            stages.append((f"convert {other}", lambda config=one.convert: _convert(config)))  # type: ignore[misc]
+    if workflow.convert:
+        stages.append(("audit", lambda: _audit(workflow)))
+    if workflow.train:
+        stages.append(("train", lambda: _train(workflow, name)))
+    if workflow.evaluate:
+        stages.append(("evaluate", lambda: _evaluate(workflow, name, console)))
+        stages.append(("page", lambda: _page(workflow, name, view, console)))
+    begin = time.perf_counter()
+    for number, (title, stage) in enumerate(stages, start=1):
+        console.print(Text(f"[{number}/{len(stages)}] {title}", style="bold"))
+        start = time.perf_counter()
+        skipped = stage()
+        seconds = time.perf_counter() - start
+        console.print(Text(f"        skipped: {skipped}" if skipped else f"        {seconds:.0f} s", style="dim"))
+    console.print(Text(f"All of {name} in {time.perf_counter() - begin:.0f} s."))
+
+
+# Each stage imports what it needs when its turn comes: the first lines appear at once.
+# ruff: noqa: PLC0415
+
+
+def _scenes(config: ScenesConfig) -> str | None:
+    from tools.quickstart import draw, is_drawn
+
+    if is_drawn(config):
+        return "drawn with these settings"
+    draw(config)
+    return None
+
+
+def _convert(config: ConvertConfig) -> str | None:
+    from tools.progress import convert_with_bar
+
+    manifest, was_complete = convert_with_bar(config)
+    if was_complete:
+        return "same annotations, same settings"
+    counts = manifest.counts
+    Console(soft_wrap=True).print(
+        Text(f"        {counts.records_read:,} records, {counts.num_rejected:,} rejected: {counts.rows_written:,} rows in {config.output}")
+    )
+    return None
+
+
+def _audit(workflow: Workflow) -> str | None:
+    from tools.plan_report import print_summary_of
+
+    if workflow.train is None:
+        return "no train section to plan for"
+    print_summary_of(workflow)
+    return None
+
+
+def _train(workflow: Workflow, name: str) -> str | None:
+    from tools.training import train_with_progress
+    from train.job import complete_run, resolve, run_uri
+    from train.run_folder import RUN, RunFolder
+
+    config = resolve(workflow)
+    if state := complete_run(config, name):
+        return f"finished in {state['folder']}"
+    train_with_progress(workflow, name, resume=RunFolder(run_uri(config, name)).read(RUN) is not None, as_json=False)
+    return None
+
+
+def _evaluate(workflow: Workflow, name: str, console: Console) -> str | None:
+    from tools.evaluate import adapter_of, measure, print_results
+
+    assert workflow.evaluate is not None
+    results, known = measure(workflow.evaluate, adapter_of(workflow, name))
+    print_results(results, console)
+    return "same weights, shards and settings" if known else None
+
+
+def _page(workflow: Workflow, name: str, view: Path | None, console: Console) -> str | None:
+    from tools.evaluate import adapter_of, measure
+    from tools.view import write_page
+
+    assert workflow.evaluate is not None
+    results, _ = measure(workflow.evaluate, adapter_of(workflow, name))
+    page = write_page(results["folder"], view)
+    console.print(Text(f"        open {page}"))
+    return None

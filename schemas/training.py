@@ -1,5 +1,6 @@
 """The `plan` and `train` sections of workflows.yaml: what an epoch is made of, what is tuned, how, and where it runs."""
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -102,11 +103,21 @@ class PlanConfig(Section):
     )
     pack_window: int = Field(default=100_000, ge=1, description="Samples of the shuffled order among which packs are filled.")
     global_batch: int = Field(default=16, ge=1, description="Packs (padded: samples) of one optimizer step, over all workers.")
-    epochs: int = Field(default=1, ge=1, description="Passes over the shards.")
+    epochs: int | float = Field(
+        default=1,
+        gt=0,
+        lt=2**20,
+        description="Passes over the shards; the last may be a part of one. Rates, ramps and phases span the run.",
+    )
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of every choice; same seed, same plan, on any number of workers.")
     schedule: ScheduleConfig = ScheduleConfig()
     mixture: MixtureConfig = MixtureConfig()
     phases: tuple[PhaseConfig, ...] = Field(default=(), description="Stages of the run, in order; the last one must end at 1.")
+
+    @property
+    def num_epochs(self) -> int:
+        """Epochs that are planned; the last is cut short where `epochs` is no whole number."""
+        return math.ceil(self.epochs)
 
     @model_validator(mode="after")
     def _phases_ascend(self) -> "PlanConfig":
@@ -176,10 +187,24 @@ class LossWatchConfig(Section):
 class EarlyStopConfig(Section):
     """Stops when a validation metric no longer improves."""
 
-    metric: str = Field(default="loss", description="Name of a validation metric.")
+    metric: str = Field(
+        default="loss",
+        description="Name of a validation metric: loss; with `generate` also mean_iou, acc_50, acc_75, f1_50, pr_f1, failed, and each "
+        "of them for a task, such as mean_iou/refer.",
+    )
     mode: Literal["min", "max"] = "min"
     patience: int = Field(default=3, ge=1, description="Validations without improvement.")
     min_delta: float = Field(default=0.0, ge=0.0, description="Less is no improvement.")
+
+
+class GenerateConfig(Section):
+    """Validation by generation: replies to a fixed slice of questions, measured as `boxcar evaluate` does."""
+
+    max_samples: int = Field(default=64, ge=1, description="Rows of the validation shards, chosen by hash.")
+    tasks: tuple[TaskName, ...] = Field(default=("refer", "detect", "absent"), min_length=1)
+    batch_size: int = Field(default=8, ge=1)
+    max_new_tokens: int = Field(default=256, ge=1)
+    alarm_drop: Share = Field(default=0.1, description="Say so when a task's mean IoU falls by so much below its best.")
 
 
 class ValidationConfig(Section):
@@ -188,7 +213,14 @@ class ValidationConfig(Section):
     shards: tuple[str, ...] = Field(min_length=1, description="Folders of shards of the same contract.")
     every_steps: int = Field(default=200, ge=1)
     max_packs: int = Field(default=64, ge=1, description="A fixed slice.")
+    generate: GenerateConfig | None = Field(default=None, description="Box metrics beside the loss.")
     early_stop: EarlyStopConfig | None = None
+
+    @model_validator(mode="after")
+    def _metric_is_measured(self) -> "ValidationConfig":
+        if self.early_stop and self.early_stop.metric != "loss" and self.generate is None:
+            raise ValueError(f"early_stop.metric {self.early_stop.metric} needs `generate`: without it only the loss is measured")
+        return self
 
 
 class PlacementConfig(Section):

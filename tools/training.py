@@ -20,6 +20,7 @@ _SAID = {
     "early_stop": "stopped early: no improvement of {best} for {waited} validations",
     "stopping": "asked to stop at step {step}: saved",
     "endangered": "a machine will be taken away: saved at step {step}, and going on until then",
+    "task_falls": "{metric} fell to {value:.3f} (its best: {best:.3f}) at step {step}",
     "rolled_back": "went back to step {step}, learning rates now x {rate_scale:g}",
     "checkpoint_damaged": "checkpoint of step {step} is damaged and left aside: {problems}",
     "no_checkpoint_before_the_rise": "no checkpoint is left from before step {since_step}: not going back",
@@ -29,8 +30,10 @@ _SAID = {
 class RunBar:
     """What the events of a run look like in a terminal."""
 
-    def __init__(self, progress: Progress) -> None:
+    def __init__(self, progress: Progress, *, first: bool = True) -> None:
+        """first: of several runs of one network, which is then described once."""
         self._progress = progress
+        self._first = first
         self._task: TaskID = progress.add_task("starting", total=None, detail="")
 
     def see(self, event: dict[str, Any]) -> None:
@@ -38,12 +41,8 @@ class RunBar:
         if kind == "planning":
             update(self._task, description="planning", detail=event["what"])
         elif kind == "started":
-            share = event["trainable_parameters"] / max(1, event["parameters"])
-            parts = ", ".join(event["trained_parts"])
-            self._say(
-                f"{event['trainable_parameters']:,} of {event['parameters']:,} parameters are trained ({share:.2%}; {parts}) "
-                f"by {event['world_size']} workers"
-            )
+            if self._first:
+                self._describe(event)
             update(self._task, description="training", total=event["num_steps"], detail="")
         elif kind == "resumed":
             if event["step"]:
@@ -62,6 +61,18 @@ class RunBar:
             )
         elif kind in _SAID:
             self._say(_SAID[kind].format(**event))
+
+    def _describe(self, event: dict[str, Any]) -> None:
+        share = event["trainable_parameters"] / max(1, event["parameters"])
+        parts = ", ".join(event["trained_parts"])
+        self._say(
+            f"{event['trainable_parameters']:,} of {event['parameters']:,} parameters are trained ({share:.2%}; {parts}) "
+            f"by {event['world_size']} workers"
+        )
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._progress.remove_task(self._task)
 
     def _say(self, text: str) -> None:
         self._progress.console.print(visible(text), markup=False, soft_wrap=True)

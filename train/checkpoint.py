@@ -43,6 +43,8 @@ class TrainState:
     """Halved at each roll-back."""
     watch: dict[str, Any] = field(default_factory=dict)
     early_stop: dict[str, Any] = field(default_factory=dict)
+    task_best: dict[str, float] = field(default_factory=dict)
+    """Best value so far of each validation metric that alarms watch."""
 
 
 @dataclass(frozen=True)

@@ -91,7 +91,7 @@ def answer_all(config: EvaluateConfig, opened: Opened, shards: Sequence[str], on
             on_event({"event": "arm", "name": label, "total": len(asked)})
             start = time.perf_counter()
             with opened.bare() if bare else nullcontext():
-                arms.append(Arm(label, _table(_answers(opened, predict, store, asked, way, on_event), store), time.perf_counter() - start))
+                arms.append(Arm(label, answers_table(opened, predict, store, asked, way, on_event), time.perf_counter() - start))
     return arms
 
 
@@ -138,8 +138,16 @@ def _answers(
         yield one, answer
 
 
-def _table(answers: Iterator[tuple[Asked, Answer]], store: ShardStore) -> pa.Table:
-    rows = [_row(one, answer, store) for one, answer in answers]
+def answers_table(
+    opened: Opened,
+    predict: PredictConfig,
+    store: ShardStore,
+    asked: Sequence[Asked],
+    way: Literal["shards", "adapter"] = "shards",
+    on_event: OnEvent = lambda _: None,
+) -> pa.Table:
+    """ANSWERS_SCHEMA: a row for each question, in their order. way: whose questions are asked."""
+    rows = [_row(one, answer, store) for one, answer in _answers(opened, predict, store, asked, way, on_event)]
     return pa.Table.from_pylist(rows, ANSWERS_SCHEMA)
 
 

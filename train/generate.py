@@ -59,9 +59,15 @@ class _Recorder(LogitsProcessor):  # type: ignore[misc, unused-ignore]
 
 
 def generate(
-    opened: Opened, prompts: Sequence[Document], images: Sequence[Pixels], *, max_new_tokens: int, with_logprobs: bool = False
+    opened: Opened,
+    prompts: Sequence[Document],
+    images: Sequence[Pixels],
+    *,
+    max_new_tokens: int,
+    with_logprobs: bool = False,
+    in_step: bool = False,
 ) -> list[Reply]:
-    """A reply to each prompt, greedily. images: of all prompts, in order, at the model's size."""
+    """A reply to each prompt, greedily. images: of all prompts, in order, at the model's size. in_step: see `PredictConfig`."""
     base, frame = opened.base, opened.frame
     device = next(opened.network.parameters()).device
     stop = frame.turn_close_ids[0]
@@ -77,7 +83,10 @@ def generate(
     )
     with torch.no_grad():
         output = opened.network.generate(
-            **inputs, generation_config=settings, logits_processor=LogitsProcessorList([recorder] if with_logprobs else [])
+            **inputs,
+            generation_config=settings,
+            logits_processor=LogitsProcessorList([recorder] if with_logprobs else []),
+            synced_gpus=in_step,
         )
     logprobs = recorder.finish(output) if with_logprobs else [None] * len(prompts)
     return [_reply(opened, row, scores, _stops(opened, stop)) for row, scores in zip(output[:, length:].tolist(), logprobs, strict=True)]

@@ -60,6 +60,9 @@ class Surroundings(Protocol):
     def newest(self, not_after: int | None = None) -> Snapshot | None:
         """The newest checkpoint that is whole (of a step <= not_after); the same on every rank."""
 
+    def measure(self) -> dict[str, float]:
+        """Box metrics of generated replies to a fixed slice, by name; {} where none are asked for. Collective, the same on all ranks."""
+
     def log(self, event: dict[str, Any]) -> None:
         """Rank 0: one event, ready for JSON."""
 
@@ -234,13 +237,31 @@ class Trainer:
             output = self.strategy.evaluate(batch.to(self.device, non_blocking=True))
             sums += torch.tensor([float(output.total), batch.weight], dtype=torch.float64, device=self.device)
         total, weight = sum_over_ranks(sums).tolist()
-        return {"validation/loss": total / weight if weight else math.nan}
+        measured = {"loss": total / weight if weight else math.nan} | self.around.measure()
+        if config.generate:
+            self._watch_tasks(measured, config.generate.alarm_drop, state)
+        return {f"validation/{name}": value for name, value in measured.items()}
+
+    def _watch_tasks(self, measured: dict[str, float], drop: float, state: TrainState) -> None:
+        for name, value in measured.items():
+            if name.startswith("mean_iou/"):
+                best = state.task_best[name] = max(value, state.task_best.get(name, value))
+                if value < best - drop:
+                    self.around.log({"event": "task_falls", "step": state.step, "metric": name, "value": value, "best": best})
 
     def _should_stop(self, metrics: dict[str, Any], early_stop: EarlyStop, state: TrainState) -> bool:
         validation = self.config.validation
         if validation is None or validation.early_stop is None or "validation/loss" not in metrics:
             return False
-        stop = early_stop.see(metrics[f"validation/{validation.early_stop.metric}"], validation.early_stop)
+        name = f"validation/{validation.early_stop.metric}"
+        if name not in metrics:
+            raise TrainingError(
+                "train.validation.early_stop.metric",
+                found=f"{validation.early_stop.metric!r}, which this validation does not measure",
+                expected=f"one of {', '.join(sorted(key.removeprefix('validation/') for key in metrics if key.startswith('validation/')))}",
+                fix="The validation shards must hold turns of that task.",
+            )
+        stop = early_stop.see(metrics[name], validation.early_stop)
         state.early_stop = {"best": early_stop.best, "waited": early_stop.waited}
         return stop
 

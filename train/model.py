@@ -206,6 +206,19 @@ def _four_bits(dtype: torch.dtype) -> Any:
     )
 
 
+def in_rows(base: Base) -> None:
+    """Make a network that reads packs read rows, for generation. `in_packs` undoes it."""
+    if base.native:
+        base.model.packed = False
+    else:
+        base.model.set_attn_implementation("sdpa")
+
+
+def in_packs(base: Base) -> None:
+    """Make a network read packs again."""
+    _keep_apart(base.model, base.native)
+
+
 def _keep_apart(model: PreTrainedModel, native: bool) -> None:
     if native:
         model.packed = True

@@ -37,6 +37,8 @@ class PredictConfig:
     max_new_tokens: int = 512
     with_logprobs: bool = False
     pixels: Literal["exact", "fast"] = "exact"
+    in_step: bool = False
+    """Every rank generates until all are done: where a forward pass is collective (ZeRO-3)."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +135,9 @@ class Predictor:
         decoded: dict[tuple[Any, ...], Pixels] = {}
         images = [self._pixels(slot, decoded) for prompt in prompts for slot in prompt.images]
         config = self.config
-        return generate(self.opened, prompts, images, max_new_tokens=config.max_new_tokens, with_logprobs=config.with_logprobs)
+        return generate(
+            self.opened, prompts, images, max_new_tokens=config.max_new_tokens, with_logprobs=config.with_logprobs, in_step=config.in_step
+        )
 
     def _pixels(self, slot: ImageSlot, decoded: dict[tuple[Any, ...], Pixels]) -> Pixels:
         key = slot.path, slot.folder, slot.shard, slot.shard_row, slot.resized_wh

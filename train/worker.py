@@ -8,27 +8,29 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 from torch import distributed
 
 from pipelines.families.catalog import find_family
+from pipelines.frame import Frame, frame_of
 from schemas.adapter import AdapterCard, BaseRecord
 from schemas.errors import ConfigError, TrainingError
 from schemas.task import TaskName
 from schemas.training import Part, TrainConfig
 from train import checkpoint, flops
-from train.adapter import config_hash
+from train.adapter import Opened, config_hash
 from train.attention import SEGMENTS
 from train.checkpoint import Snapshot, TrainState
 from train.collate import MicroBatch
+from train.live_metrics import answering, measure_live
 from train.loop import Step, Trainer
 from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
@@ -204,6 +206,23 @@ class _Worker:
         packs = self._plan(self._spec.validation_plan).slice(0, self._config.validation.max_packs)
         for batches in self._stream(packs, 0, store):
             yield from batches
+
+    def measure(self) -> dict[str, float]:
+        validation = self._config.validation
+        if validation is None or validation.generate is None:
+            return {}
+        with self._answering() as opened:
+            return measure_live(opened, validation.shards, validation.generate, self._session, gathered_weights=self._zero3)
+
+    @contextmanager
+    def _answering(self) -> Iterator[Opened]:
+        """The network as it is, in evaluation mode and with rows instead of packs, for the time of the block."""
+        with answering(self._base, self._model) as (base, network):
+            yield Opened(base, network, self._frame, self._card, self._spec.folder)
+
+    @cached_property
+    def _frame(self) -> Frame:
+        return frame_of(self._contract, ", ".join(self._config.shards))
 
     def _plan(self, name: str) -> pa.Table:
         return read_plan(self._folder.fetch(name, self._scratch)).packs

@@ -163,3 +163,27 @@ def test_run_json_says_what_the_run_is_made_of(whole: dict[str, Any]) -> None:
     assert made_of["format"] == "boxcar-run"
     assert len(made_of["manifests"]) == 1
     assert "placement" not in made_of
+
+
+def test_box_metrics_are_measured_on_the_way_and_change_nothing(scenes: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    generate = {"max_samples": 4, "max_new_tokens": 4, "tasks": ["detect", "absent"]}
+    stop = {"metric": "mean_iou", "mode": "max", "patience": 1}
+    validation = {"shards": [str(scenes / "shards")], "every_steps": 3, "max_packs": 1, "generate": generate, "early_stop": stop}
+    state = train(_config(scenes, tmp_path, validation=validation, max_steps=9), "demo")
+    events = read_events((Path(state["folder"]) / METRICS).read_bytes())
+    measured = [event for event in events if "validation/mean_iou" in event]
+    assert measured
+    assert all(0 <= event["validation/failed"] <= 1 and "validation/mean_iou/detect" in event for event in measured)
+    assert [event["event"] for event in events if event["event"] == "early_stop"] == ["early_stop"], "0 does not improve on 0"
+    assert state["step"] == 6
+    assert _losses(state["folder"]) == _losses(whole["folder"])[:6]
+
+
+def test_a_metric_that_is_not_measured_is_refused(scenes: Path, tmp_path: Path) -> None:
+    validation = {"shards": [str(scenes / "shards")], "early_stop": {"metric": "mean_iou"}}
+    with pytest.raises(ValueError, match="mean_iou needs `generate`"):
+        _config(scenes, tmp_path, validation=validation)
+    generate = {"max_samples": 2, "max_new_tokens": 2, "tasks": ["detect"]}
+    validation = {"shards": [str(scenes / "shards")], "every_steps": 1, "generate": generate, "early_stop": {"metric": "acc_99"}}
+    with pytest.raises(TrainingError, match="'acc_99', which this validation does not measure, expected one of acc_50"):
+        train(_config(scenes, tmp_path, validation=validation), "demo")

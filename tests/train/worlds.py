@@ -109,6 +109,9 @@ class World:
     def log(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
+    def measure(self) -> dict[str, float]:
+        return {}
+
     def endangered(self) -> bool:
         return False
 

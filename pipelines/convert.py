@@ -8,7 +8,6 @@ the same bytes to the same names. The driver trusts only commits whose files hav
 """
 
 import gc
-import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from pipelines.embed import embed_images
 from pipelines.encode import EmbeddedImages, Sized
 from pipelines.file_per_image import is_folder
 from pipelines.frame import build_frame
+from pipelines.ray_tasks import run_with_ray
 from pipelines.readers.catalog import find_reader
 from pipelines.rules import References
 from pipelines.shards import open_rows, write_quarantine, write_rows
@@ -274,63 +274,22 @@ def _run_inline(job: _Job, pending: Sequence[int], _num_workers: int | None) -> 
         yield number
 
 
-# --- Ray Data -----------------------------------------------------------------------------------------------------------------------------
-
-_WORKER_ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false", "POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1"}
-"""A task has one core. None of these changes a result."""
-
-
 def _run_with_ray(job: _Job, pending: Sequence[int], num_workers: int | None) -> Iterator[int]:
-    """Every unit as one task of a Ray Data pipeline; yields numbers as they complete.
+    encoded = msgspec.json.encode(job)
 
-    Ray Data's own checkpoints and writers are not used: they lose and repeat rows where a driver dies (measured with 2.60). Its tasks are,
-    with the commit of a unit as the only thing that is believed.
-    """
-    if not pending:
-        return
-    import ray  # noqa: PLC0415  (ten seconds to import and start: only where it is used)
-    import ray.data  # noqa: PLC0415
+    def task(number: int) -> None:
+        task_job = msgspec.json.decode(encoded, type=_Job)
+        mistake: BoxcarError | None = None
+        with WorkDir(task_job.config["output"]).attempt(number) as allowed:
+            try:
+                if allowed:
+                    convert_unit(task_job, number)
+            except BoxcarError as error:  # the attempt itself ended as it should
+                mistake = error
+        if mistake is not None:
+            raise mistake
 
-    started_here = not ray.is_initialized()
-    if started_here:
-        # Attach to a cluster only where the environment says so (`ray job submit` does); else start one on this machine.
-        address = os.environ.get("RAY_ADDRESS") or "local"
-        ray.init(address=address, include_dashboard=False if address == "local" else None, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        logging.getLogger("ray.data").setLevel(logging.ERROR)  # the caller shows progress and errors
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.max_errored_blocks = -1  # one unit's crash must not stop the others: the driver checks what is missing
-        context.print_on_execution_start = False
-        encoded = msgspec.json.encode(job)
-
-        def task(row: dict[str, Any]) -> dict[str, Any]:
-            number, task_job = int(row["item"]), msgspec.json.decode(encoded, type=_Job)
-            error = ""
-            with WorkDir(task_job.config["output"]).attempt(number) as allowed:
-                try:
-                    if allowed:
-                        convert_unit(task_job, number)
-                except BoxcarError as mistake:
-                    error = str(mistake)
-            return {"number": number, "error": error}
-
-        units = ray.data.from_items(list(pending), override_num_blocks=len(pending))
-        done = units.map(
-            task,
-            num_cpus=1,
-            compute=ray.data.TaskPoolStrategy(size=num_workers),
-            runtime_env={"env_vars": _WORKER_ENVIRONMENT},
-        )
-        for row in done.iter_rows():
-            if row["error"]:
-                raise BoxcarError(
-                    f"unit {row['number']}", found=row["error"], expected="a unit that converts", fix="What was complete before is kept."
-                )
-            yield int(row["number"])
-    finally:
-        if started_here:
-            ray.shutdown()
+    yield from run_with_ray(task, pending, num_workers)
 
 
 # --- the manifest -------------------------------------------------------------------------------------------------------------------------

@@ -53,6 +53,15 @@ def iou_pairs(first: FloatBoxes, second: FloatBoxes) -> Column:
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
+def giou_pairs(first: FloatBoxes, second: FloatBoxes) -> Column:
+    """(N,) generalised IoU of row with row, in [-1, 1]: IoU less the share of the enclosing box that neither covers (Rezatofighi 2019)."""
+    corner0 = np.maximum(first[:, :2], second[:, :2])
+    corner1 = np.minimum(first[:, 2:], second[:, 2:])
+    union = area(first) + area(second) - np.maximum(corner1 - corner0, 0).prod(axis=1)
+    hull = area(np.concatenate([np.minimum(first[:, :2], second[:, :2]), np.maximum(first[:, 2:], second[:, 2:])], axis=1))
+    return np.asarray(iou_pairs(first, second) - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0))
+
+
 def to_upright(boxes: FloatBoxes, stored_wh: Sizes, orientation: npt.NDArray[np.integer]) -> FloatBoxes:
     """Boxes in the frame of the stored pixels -> frame of the upright image, as EXIF orientation 1..8 turns it.
 

@@ -26,6 +26,7 @@ from pipelines.encode import (
     sequence_rule,
     side_in_tokens,
 )
+from pipelines.families.patches import PixelLimits, ResizeRule
 from pipelines.frame import Frame
 from pipelines.images import ImageHeader, load_image, read_header
 from pipelines.ledger import Attempt, Ledger
@@ -36,7 +37,7 @@ from pipelines.tokens import PieceTable
 from schemas.errors import ImageError
 from schemas.manifest import Counts
 from schemas.record import ImageRef, Record, Rejected
-from schemas.workflow import ConvertConfig
+from schemas.workflow import ConvertConfig, RulesConfig
 
 TOO_MANY_IMAGES = "too_many_images"
 IMAGE_REFUSED = "image_refused_by_family"
@@ -91,12 +92,38 @@ def header_reader(images_root: str, *, trust_sizes: bool, decode: bool = False) 
     return trust if trust_sizes else read
 
 
+@dataclass
+class Judged:
+    """A unit after the rules that no family has a say in."""
+
+    ledger: Ledger
+    records: list[Record]
+    references: References
+    boxes: UnitBoxes
+    findings: Findings
+
+
+def judge_unit(items: Iterable[Record | Rejected], headers: HeaderOf, rules: RulesConfig) -> Judged:
+    """Image headers, then the rules of images and boxes: the same for every family, cutoff and resolution."""
+    ledger = Ledger()
+    records = ledger.usable(items)
+    findings = Findings()
+    references = gather_references(records, headers)
+    verdict = judge_images(records, references, rules, findings)
+    boxes = gather_boxes(records, references)
+    _leave_out(boxes, verdict.rejected)
+    judge_boxes(records, boxes, references, rules, findings)
+    ledger.rejected.update(verdict.rejected)
+    return Judged(ledger, records, references, boxes, findings)
+
+
 class UnitConverter:
     """Converts units of one workflow. Holds the tokenizer's caches; the result of a unit depends on nothing but the unit."""
 
-    def __init__(self, config: ConvertConfig, frame: Frame, source: str) -> None:
+    def __init__(self, config: ConvertConfig, frame: Frame, source: str, pieces: PieceTable | None = None) -> None:
+        """pieces: of the frame's tokenizer, where families share one; whoever makes them forget tells every scribe."""
         self.config, self.frame, self.source = config, frame, source
-        self.pieces = PieceTable(frame.tokenizer)
+        self.pieces = pieces or PieceTable(frame.tokenizer)
         self.scribe = Scribe(frame.family, self.pieces)
         self.turns = TurnMaker(config, frame.family, frame.bank, self.scribe)
 
@@ -104,22 +131,15 @@ class UnitConverter:
         """All rows of a unit. `embed`: stores the images of the rows that are written, where the workflow embeds them."""
         if self.pieces.forget_if_large():
             self.scribe.forget()
-        ledger = Ledger()
-        records = ledger.usable(items)
-        findings = Findings()
-        references = gather_references(records, headers)
-        verdict = judge_images(records, references, self.config.rules, findings)
-        boxes = gather_boxes(records, references)
-        _leave_out(boxes, verdict.rejected)
-        judge_boxes(records, boxes, references, self.config.rules, findings)
+        judged = judge_unit(items, headers, self.config.rules)
+        ledger, records, findings, references, boxes = judged.ledger, judged.records, judged.findings, judged.references, judged.boxes
         max_pixels = np.full(len(references.paths), self.frame.limits.max_pixels)
-        ledger.rejected.update(verdict.rejected)
 
         kept_by_rules = boxes.kept.copy()
         for final_round in range(MAX_SHRINK_ROUNDS):
             boxes.kept = kept_by_rules.copy()
             small = Findings()
-            unit, drafts, encoded, decisions, attempt = self._encode(records, references, boxes, max_pixels, ledger, small)
+            unit, drafts, encoded, decisions, attempt = self._encode(judged, max_pixels, small)
             smaller = self._shrink(drafts, encoded, decisions, unit, max_pixels) if self.config.shrink_images else None
             if smaller is None or final_round == MAX_SHRINK_ROUNDS - 1:
                 break
@@ -133,26 +153,30 @@ class UnitConverter:
         counts = self._count(ledger, findings, table, drafts, decisions, encoded, unit, boxes, max_pixels)
         return UnitResult(table, counts, ledger.quarantine(records))
 
-    def _encode(
-        self,
-        records: Sequence[Record],
-        references: References,
-        boxes: UnitBoxes,
-        max_pixels: npt.NDArray[np.int64],
-        ledger: Ledger,
-        findings: Findings,
-    ) -> tuple[UnitData, list[Draft], Encoded, list[Decision], Attempt]:
-        """From sized images to budget decisions; repeated where images are shrunk."""
+    def draft(self, judged: "Judged", max_pixels: npt.NDArray[np.int64], findings: Findings) -> tuple[UnitData, list[Draft], Attempt]:
+        """The rows to be, before their lengths are known: what the family refuses, and the turns of everything else.
+
+        max_pixels: (M,) upper limit of each image. findings: of the rule on small boxes. Changes `judged.boxes.kept`.
+        """
+        records, references, boxes = judged.records, judged.references, judged.boxes
+        rejected_before = judged.ledger.rejected
         attempt = Attempt()
         unit = UnitData(self.config, self.source, self.frame, records, references, boxes, resize_all(references, self.frame, max_pixels))
         for row, record in enumerate(records):
-            if row not in ledger.rejected and (rejected := self._unfit(row, record, unit)):
+            if row not in rejected_before and (rejected := self._unfit(row, record, unit)):
                 attempt.rejected[row] = rejected
         _leave_out(boxes, attempt.rejected)
         judge_small_boxes(records, boxes, side_in_tokens(unit).min(axis=1, initial=np.inf), self.config.rules, findings)
-        rows = [row for row in range(len(records)) if row not in ledger.rejected and row not in attempt.rejected]
+        rows = [row for row in range(len(records)) if row not in rejected_before and row not in attempt.rejected]
         rank = reading_ranks(boxes.boxes).__getitem__
         drafts = [draft for row in rows for draft in self._drafts(row, unit, attempt, lambda rows: sorted(rows, key=rank))]
+        return unit, drafts, attempt
+
+    def _encode(
+        self, judged: "Judged", max_pixels: npt.NDArray[np.int64], findings: Findings
+    ) -> tuple[UnitData, list[Draft], Encoded, list[Decision], Attempt]:
+        """From sized images to budget decisions; repeated where images are shrunk."""
+        unit, drafts, attempt = self.draft(judged, max_pixels, findings)
         encoded = encode_drafts(drafts, unit, self.pieces)
         rule = sequence_rule(self.frame, self.config.cutoff_len)
         decisions = [decide(row, rule, split=self.config.over_length == "split") for row in encoded.rows]
@@ -164,9 +188,9 @@ class UnitConverter:
                 detail = f"found {longest} tokens with the longest turn alone, expected at most {rule.cutoff_len}"
                 attempt.turn(draft.record, RejectedTurn(TURN_OVER_CUTOFF, detail), len(decision.turns_left_out))
         alive = {draft.record for draft, decision in zip(drafts, decisions, strict=True) if decision.parts}
-        for row in rows:
-            if row not in alive:
-                attempt.nothing_left(row, records[row])
+        for row, record in enumerate(judged.records):
+            if row not in judged.ledger.rejected and row not in attempt.rejected and row not in alive:
+                attempt.nothing_left(row, record)
         return unit, drafts, encoded, decisions, attempt
 
     def _unfit(self, row: int, record: Record, unit: UnitData) -> Rejected | None:
@@ -223,29 +247,15 @@ class UnitConverter:
         if not resize.limits_matter:
             return None
         rule = sequence_rule(self.frame, self.config.cutoff_len)
-        smaller = max_pixels.copy()
-        for draft, row, decision in zip(drafts, encoded.rows, decisions, strict=True):
-            if decision.parts:
-                continue
-            images = np.arange(unit.references.offsets[draft.record], unit.references.offsets[draft.record + 1])
-            tokens = unit.sized.sizes.visual_tokens[images]
-            wanted = int(tokens.sum()) - tokens_to_save(row, rule)
-            if wanted >= len(images) > 0:
-                # Each image gives up the same share of its tokens; floor keeps the sum at or under what is wanted.
-                for image, quota in zip(images.tolist(), (tokens * wanted // int(tokens.sum())).tolist(), strict=True):
-                    smaller[image] = min(
-                        smaller[image], self._limit_for(int(unit.references.width[image]), int(unit.references.height[image]), quota)
-                    )
+        dead = [
+            (draft.record, tokens_to_save(row, rule))
+            for draft, row, decision in zip(drafts, encoded.rows, decisions, strict=True)
+            if not decision.parts
+        ]
+        references = unit.references
+        sizes_wh = np.stack([references.width, references.height], axis=1)
+        smaller = smaller_limits(dead, references.offsets, sizes_wh, unit.sized.sizes.visual_tokens, max_pixels, resize, self.frame.limits)
         return None if (smaller == max_pixels).all() else smaller
-
-    def _limit_for(self, width: int, height: int, quota: int) -> int:
-        """The highest pixel limit under which an image takes at most `quota` tokens. A limit of just as many pixels may not do: the rule
-        rounds each side by itself, and upwards where the lower limit is near."""
-        resize = self.frame.family.resize
-        limits = np.arange(1, max(quota, 1) + 1) * resize.pixels_per_token[0] * resize.pixels_per_token[1]
-        sizes = resize(width, height, np.minimum(self.frame.limits.min_pixels, limits), limits)
-        fitting = limits[sizes.visual_tokens <= quota]
-        return int(fitting[-1] if len(fitting) else limits[0])
 
     def _count(
         self,
@@ -285,6 +295,42 @@ class UnitConverter:
                 task: _histogram(pa.array(bins[np.asarray(tasks.to_pylist()) == task])) for task in sorted(set(tasks.to_pylist()))
             },
         )
+
+
+def smaller_limits(
+    dead: Iterable[tuple[int, int]],
+    offsets: npt.NDArray[np.int64],
+    sizes_wh: npt.NDArray[np.int64],
+    visual_tokens: npt.NDArray[np.int64],
+    max_pixels: npt.NDArray[np.int64],
+    resize: ResizeRule,
+    limits: PixelLimits,
+) -> npt.NDArray[np.int64]:
+    """(M,) pixel limits under which records that do not fit may do. dead: (record, tokens by which its images must shrink).
+
+    offsets: (records + 1,) the images of each record. sizes_wh: (M, 2) pixels of the originals. visual_tokens, max_pixels: (M,) as they
+    are now. A record whose images cannot give so many tokens keeps its limits.
+    """
+    smaller = max_pixels.copy()
+    for record, to_save in dead:
+        images = np.arange(offsets[record], offsets[record + 1])
+        tokens = visual_tokens[images]
+        wanted = int(tokens.sum()) - to_save
+        if wanted >= len(images) > 0:
+            # Each image gives up the same share of its tokens; floor keeps the sum at or under what is wanted.
+            for image, quota in zip(images.tolist(), (tokens * wanted // int(tokens.sum())).tolist(), strict=True):
+                width, height = sizes_wh[image].tolist()
+                smaller[image] = min(smaller[image], _limit_for(width, height, quota, resize, limits))
+    return smaller
+
+
+def _limit_for(width: int, height: int, quota: int, resize: ResizeRule, limits: PixelLimits) -> int:
+    """The highest pixel limit under which an image takes at most `quota` tokens. A limit of just as many pixels may not do: the rule
+    rounds each side by itself, and upwards where the lower limit is near."""
+    steps = np.arange(1, max(quota, 1) + 1) * resize.pixels_per_token[0] * resize.pixels_per_token[1]
+    sizes = resize(width, height, np.minimum(limits.min_pixels, steps), steps)
+    fitting = steps[sizes.visual_tokens <= quota]
+    return int(fitting[-1] if len(fitting) else steps[0])
 
 
 def _leave_out(boxes: UnitBoxes, rejected: Iterable[int]) -> None:

@@ -13,6 +13,7 @@ from tools.plain import visible
 
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
+ARMS = ("all", "uniform", "progressive", "random_paced", "anti")
 
 
 class _Group(click.Group):
@@ -39,9 +40,13 @@ def main() -> None:
     """Boxcar: annotations in, a grounded vision-language model out.
 
     \b
+    boxcar run NAME          every stage below, and only what has changed; `boxcar run quickstart` needs nothing
     boxcar convert NAME      annotations to shards whose rows know their exact cost in tokens
     boxcar plan NAME         what an epoch of training will be, before a GPU is booked
     boxcar train NAME        shards to an adapter, on one machine or a cluster
+    boxcar ablate NAME       whether progressive region sampling helps on your data: control arms at equal tokens
+    boxcar evaluate NAME     box metrics of an adapter and its base on held-out shards
+    boxcar predict           an adapter, an image, a phrase: boxes in the image's own pixels
     boxcar show SHARDS       look at a sample, its boxes drawn as its answer text says
     boxcar verify SHARDS     check every hash and every row
     boxcar tokens FAMILY WxH what an image costs
@@ -118,6 +123,52 @@ def train(name: str, overrides: Sequence[str], path: Path, resume: bool, as_json
     train_with_progress(load_workflow(path, name, "train", overrides), name, resume=resume, as_json=as_json)
 
 
+def _arms(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
+    """A list with commas, checked. The names are those of schemas.training.ScheduleKind, which --help must not wait for."""
+    arms = [arm.strip() for arm in value.split(",") if arm.strip()]
+    if unknown := [arm for arm in arms if arm not in ARMS]:
+        raise click.BadParameter(f"{unknown[0]!r} is none of {', '.join(ARMS)}")
+    return arms
+
+
+@main.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs of each arm; 3 or more give intervals.")
+@click.option("--arms", default=",".join(ARMS), show_default=True, callback=_arms, help="Kinds of schedules; `uniform` is the control.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Of each run. Default: the least that an arm offers over `epochs`.")
+@click.option("--metric", default="loss", show_default=True, help="Metric of train.validation at the end of a run.")
+@click.option("--mode", default="min", show_default=True, type=click.Choice(["min", "max"]), help="Whether less or more of it is better.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of the tables.")
+@click.option("--plot", type=click.Path(path_type=Path), help="PNG to write: the metric along the tokens, and the differences.")
+def ablate(
+    name: str,
+    overrides: Sequence[str],
+    path: Path,
+    seeds: int,
+    arms: Any,
+    tokens: int | None,
+    metric: str,
+    mode: Any,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    """Say what region sampling does on the data of workflow NAME: the kinds of schedules at equal tokens, with several seeds.
+
+    \b
+    boxcar ablate coco_qwen25vl schedule.turns_per_sample=8 validation.shards=[shards/coco_val]
+    boxcar ablate coco_qwen25vl schedule.turns_per_sample=8 --tokens 20000000 --seeds 5 --plot ablation.png
+
+    Every run is one of `boxcar train`. Run again after a crash or Ctrl-C, or with more seeds or arms, it does only what is missing.
+    """
+    from tools.ablate_report import ablate_with_progress
+    from tools.workflows import load_workflow
+
+    workflow = load_workflow(path, name, "train", overrides)
+    ablate_with_progress(workflow, name, arms=arms, num_seeds=seeds, tokens=tokens, metric=metric, mode=mode, as_json=as_json, plot=plot)
+
+
 @main.command()
 @click.argument("name", required=False)
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -191,6 +242,120 @@ def schema() -> None:
     from tools.workflows import json_schema
 
     click.echo(json.dumps(json_schema(list(READERS), list(FAMILIES)), indent=2, ensure_ascii=False))
+
+
+@main.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option("--page", type=click.Path(path_type=Path), help="Folder of the page. Default: view/ beside the results.")
+def run(name: str, overrides: Sequence[str], path: Path, page: Path | None) -> None:
+    """Run every stage of workflow NAME: convert, audit, train, evaluate, page. What is done already is skipped, by content.
+
+    \b
+    boxcar run quickstart                     drawn scenes, everything, on a laptop
+    boxcar run coco_qwen25vl train.epochs=2
+
+    Interrupted, it goes on where it was. `quickstart` needs no file.
+    """
+    from tools.run import run_workflow
+
+    run_workflow(path, name, overrides, page)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option("--json", "as_json", is_flag=True, help="Print the results as JSON.")
+def evaluate(name: str, overrides: Sequence[str], path: Path, as_json: bool) -> None:
+    """Measure the adapter of workflow NAME on held-out shards, against its base.
+
+    \b
+    boxcar evaluate coco_qwen25vl adapter=runs/coco_qwen25vl-1a2b3c
+    boxcar evaluate quickstart max_samples=50 ask_as=both
+
+    Accuracy, mean IoU, precision, recall and F1, absent things, COCO AP, format; with intervals, by size, task, language and source.
+    Another frame contract is refused, and so are images that were trained on.
+    """
+    from tools.evaluate import evaluate_with_progress
+    from tools.workflows import load_workflow
+
+    evaluate_with_progress(load_workflow(path, name, "evaluate", overrides), name, as_json=as_json)
+
+
+@main.command()
+@click.option("--adapter", required=True, help="A run's folder, or its adapter/.")
+@click.option("--image", help="One image: a path or URI.")
+@click.option("--query", "text", default="", help="What to look for; with --task question, the question itself.")
+@click.option("--queries", type=click.Path(path_type=Path), help='Many: a file with a line {"image": ..., "query": ...} for each.')
+@click.option(
+    "--out", type=click.Path(path_type=Path), help="With --queries: the file of answers to write, a line each, in the same order."
+)
+@click.option(
+    "--task",
+    default="refer",
+    show_default=True,
+    type=click.Choice(["refer", "detect", "detect_joint", "absent", "caption", "question"]),
+    help="Which of the training's questions is asked.",
+)
+@click.option("--language", default="en", show_default=True, type=click.Choice(["en", "zh"]))
+@click.option("--stepwise", is_flag=True, help="Crowded images: first which categories and how many, then the boxes of each.")
+@click.option("--base", default="", help="Where the base is now, if it has moved.")
+@click.option("--tokenizer", default="", help="Where the tokenizer is now, if it has moved.")
+@click.option("--images", default="", help="With --queries: where relative paths of images start. Default: the folder of the file.")
+@click.option("--max-new-tokens", default=512, show_default=True, type=click.IntRange(min=1))
+@click.option("--batch-size", default=8, show_default=True, type=click.IntRange(min=1))
+@click.option("--logprobs", is_flag=True, help="Add a score: the mean log-probability of the tokens of numbers.")
+@click.option("--executor", default="inline", show_default=True, type=click.Choice(["inline", "ray"]), help="With --queries.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(min=1), help="With --executor ray; with GPUs, one GPU each.")
+@click.option("--draw", type=click.Path(path_type=Path), help="PNG to write: the boxes on the original image.")
+@click.option("--json", "as_json", is_flag=True, help="Print answers as lines of JSON.")
+def predict(
+    adapter: str,
+    image: str | None,
+    text: str,
+    queries: Path | None,
+    out: Path | None,
+    task: Any,
+    language: Any,
+    stepwise: bool,
+    base: str,
+    tokenizer: str,
+    images: str,
+    max_new_tokens: int,
+    batch_size: int,
+    logprobs: bool,
+    executor: Any,
+    workers: int,
+    draw: Path | None,
+    as_json: bool,
+) -> None:
+    """Find things in images with a trained adapter; boxes come back in pixels of the original image.
+
+    \b
+    boxcar predict --adapter runs/demo-1a2b3c --image street.jpg --query "the red car" --draw found.png
+    boxcar predict --adapter runs/demo-1a2b3c --image crowd.jpg --stepwise
+    boxcar predict --adapter runs/demo-1a2b3c --queries queries.jsonl --out answers.jsonl --executor ray --workers 8
+
+    Template, prompts, resize and tokenizer are those of training (boxcar.json), or it is refused with the difference.
+    """
+    from tools import predict as tool
+    from train.predict_job import PredictSpec
+
+    folder = str(queries.parent) if queries else ""
+    spec = PredictSpec(adapter, base, tokenizer, task, images or folder, batch_size, max_new_tokens, logprobs)
+    if (image is None) == (queries is None):
+        raise click.UsageError("Give --image, or --queries with --out.")
+    if queries is not None:
+        if out is None:
+            raise click.UsageError("--queries needs --out, the file of answers.")
+        sys.exit(tool.predict_many(spec, queries, out, executor=executor, num_workers=workers))
+    assert image is not None
+    if stepwise:
+        tool.predict_stepwise(spec, image, text, language, draw=draw, as_lines=as_json)
+    else:
+        tool.predict_one(spec, image, text, language, draw=draw, as_lines=as_json)
 
 
 @main.command()

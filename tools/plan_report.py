@@ -100,7 +100,7 @@ def _table(title: str, *columns: str, header: bool = True) -> Table:
 
 def _totals(plan: Plan, config: PlanConfig) -> Table:
     counts = plan.counts
-    table = _table(f"Epoch {plan.epoch + 1} of {config.epochs}", "", "", "<", header=False)
+    table = _table(f"Epoch {plan.epoch + 1} of {config.epochs:g}", "", "", "<", header=False)
     last = f", the last one of {counts.last_step_packs}" if counts.last_step_packs else ""
     table.add_row("steps", f"{counts.steps:,}", f"of {config.global_batch} {_packs(config)}{last}, over all workers")
     table.add_row(_packs(config), f"{counts.packs:,}", f"of up to {plan.cutoff_len:,} tokens")
@@ -264,7 +264,7 @@ def draw(plan: Plan, index: PlanIndex, config: PlanConfig, path: Path) -> None:
     figure, ((fill, tokens), (tasks, difficulty)) = pyplot.subplots(2, 2, figsize=(12.5, 8.5), dpi=110, layout=spacious)
     counts = plan.counts
     figure.suptitle(
-        f"Epoch {plan.epoch + 1} of {config.epochs}:  {counts.steps:,} steps of {config.global_batch} {_packs(config)},  "
+        f"Epoch {plan.epoch + 1} of {config.epochs:g}:  {counts.steps:,} steps of {config.global_batch} {_packs(config)},  "
         f"{counts.samples:,} samples,  {counts.turns:,} turns,  {counts.tokens:,} tokens",
         fontsize=12.5,
         fontweight="bold",

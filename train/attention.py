@@ -70,6 +70,20 @@ def attend(
     """Attention within segments. query: (T, H, D); key, value: (T, H_kv, D), H a multiple of H_kv. Returns (T, H, D)."""
     if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and dropout == 0.0:
         return _attend_varlen(query, key, value, segments, scale, causal)
+    return attend_by_segment(query, key, value, segments, scale=scale, causal=causal, dropout=dropout)
+
+
+def attend_by_segment(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    segments: Segments,
+    *,
+    scale: float | None,
+    causal: bool,
+    dropout: float = 0.0,
+) -> torch.Tensor:
+    """`attend` by scaled_dot_product_attention, a segment at a time; on any device, in any precision."""
     outputs = []
     for start, stop in zip(segments.borders, segments.borders[1:], strict=False):
         q, k, v = (part[start:stop].transpose(0, 1).unsqueeze(0) for part in (query, key, value))

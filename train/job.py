@@ -9,6 +9,7 @@ an elastic run and copies checkpoints to the storage. What a step is, it does no
 import json
 import logging
 import os
+import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -353,11 +354,12 @@ def connected() -> Iterator[dict[str, float]]:
         address = os.environ.get("RAY_ADDRESS", "local")
         dashboard = False if address == "local" else None
         try:
+            _require_listener(address)
             ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
+        except OSError as error:
             raise ConfigError(
                 "RAY_ADDRESS",
-                found=f"{address}, where no cluster answers",
+                found=f"{address}, where no cluster answers ({error})",
                 expected="the address of a running one, or nothing",
                 fix="`ray start --head` prints it; a cluster that wants a token needs RAY_AUTH_MODE=token here, too.",
             ) from error
@@ -366,6 +368,13 @@ def connected() -> Iterator[dict[str, float]]:
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT: Ray itself would try for many minutes. Other addresses (auto, local) Ray finds."""
+    host, _, port = address.rpartition(":")
+    if "://" not in address and host and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 # ---- events while it runs

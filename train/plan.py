@@ -109,7 +109,7 @@ class PlanCounts(msgspec.Struct, frozen=True, kw_only=True):
     rows: int
     """In the shards."""
     visits: int
-    """Of rows in this epoch, by the sources' weights."""
+    """Of rows in this epoch, by the sources' weights, up to the end of the run."""
     samples: int
     """Visits that gave documents."""
     documents: int
@@ -219,24 +219,69 @@ def plan_epoch(
 
     Raises BudgetError where no sample fits the cutoff, ConfigError where the settings leave nothing to train on.
     """
-    if not 0 <= epoch < config.epochs:
-        raise ConfigError("epoch", found=str(epoch), expected=f"0..{config.epochs - 1} (`epochs` is {config.epochs})")
     cutoff = cutoff_len or config.cutoff_len or index.cutoff_len
-    if not index.num_rows:
-        raise ShardError(", ".join(config.shards) or "shards", found="no rows", expected="shards with samples", fix="Convert again.")
+    visits, progress = _visits(index, config, epoch)
     cursor = _cursor(index, config, epoch, cutoff)
-    visits = visits_of_epoch(index, config.mixture, config.seed, epoch)
-    if not len(visits.rows):
-        raise ConfigError("mixture.sources", found="weights that leave no row", expected="a weight above 0")
     parts = []
-    progress = visits.progress(epoch, config.epochs)
     for stage, documents, tally in _documents(index, config, visits, progress, epoch, cutoff, cursor):
         if not len(documents.visits):
             _nothing_left(index, stage, tally, cutoff)
         parts.append(_Part.build(index, config, stage, visits, progress, documents, tally, epoch, cutoff, cost_model or CostModel()))
     if not parts:
         raise ConfigError("phases", found="phases that leave this epoch without a sample", expected="at least one")
-    return _assemble(index, config, visits, parts, epoch, cutoff)
+    return _assemble(index, config, visits, progress, parts, epoch, cutoff)
+
+
+@dataclass(frozen=True)
+class EpochContent:
+    """What an epoch holds, counted without packs: much cheaper than its plan."""
+
+    visits: int
+    """Of rows in this epoch, up to the end of the run."""
+    documents: int
+    turns: int
+    tokens: int
+    """Of all documents, as `PlanCounts.tokens`: images, questions and answers."""
+    contested: int
+    """Visits whose turns did not all come: where the schedule chose."""
+    digest: str
+    """xxh3_128 of the chosen turns of every document, in order: equal where two schedules choose the same."""
+
+
+def content_of_epoch(index: PlanIndex, config: PlanConfig, epoch: int, cutoff_len: int | None = None) -> EpochContent:
+    """As `plan_epoch`, but an epoch that holds nothing is no mistake here. Raises ConfigError where the settings leave no visit."""
+    cutoff = cutoff_len or config.cutoff_len or index.cutoff_len
+    visits, progress = _visits(index, config, epoch)
+    documents = turns = tokens = contested = 0
+    digest = xxhash.xxh3_128()
+    cursor = _cursor(index, config, epoch, cutoff)
+    for _, made, tally in _documents(index, config, visits, progress, epoch, cutoff, cursor):
+        documents += len(made.visits)
+        turns += len(made.turns.values)
+        tokens += int(made.tokens.sum(dtype=np.int64))
+        contested += tally.contested
+        for column in (visits.rows[made.visits], made.turns.lengths.astype(np.int64), made.turns.values):
+            digest.update(_bytes(column))
+    return EpochContent(int(np.count_nonzero(progress < 1)), documents, turns, tokens, contested, digest.hexdigest())
+
+
+def _visits(index: PlanIndex, config: PlanConfig, epoch: int) -> tuple[Visits, npt.NDArray[np.float64]]:
+    """The visits of an epoch and the progress of each. Raises ConfigError or ShardError where there are none within the run."""
+    if not 0 <= epoch < config.num_epochs:
+        raise ConfigError("epoch", found=str(epoch), expected=f"0..{config.num_epochs - 1} (`epochs` is {config.epochs:g})")
+    if not index.num_rows:
+        raise ShardError(", ".join(config.shards) or "shards", found="no rows", expected="shards with samples", fix="Convert again.")
+    visits = visits_of_epoch(index, config.mixture, config.seed, epoch)
+    if not len(visits.rows):
+        raise ConfigError("mixture.sources", found="weights that leave no row", expected="a weight above 0")
+    progress = visits.progress(epoch, config.epochs)
+    if progress.min() >= 1:
+        raise ConfigError(
+            "epochs",
+            found=f"{config.epochs}, a last part of an epoch without a sample",
+            expected=f"a part that is a multiple of 1/{len(visits.rows)}, for so many samples an epoch",
+        )
+    return visits, progress
 
 
 def _documents(
@@ -425,7 +470,15 @@ def window_stops(progress: npt.NDArray[np.float64], schedule: ScheduleConfig, co
     return stops if stops and stops[-1] == num_documents else [*stops, num_documents]
 
 
-def _assemble(index: PlanIndex, config: PlanConfig, visits: Visits, parts: Sequence[_Part], epoch: int, cutoff: int) -> Plan:
+def _assemble(
+    index: PlanIndex,
+    config: PlanConfig,
+    visits: Visits,
+    progress: npt.NDArray[np.float64],
+    parts: Sequence[_Part],
+    epoch: int,
+    cutoff: int,
+) -> Plan:
     tables, first_step = [], 0
     for part in parts:
         tables.append(part.table(visits, first_step))
@@ -434,7 +487,7 @@ def _assemble(index: PlanIndex, config: PlanConfig, visits: Visits, parts: Seque
     settings = config.model_dump(mode="json", include=set(PlanConfig.model_fields))
     samples = xxhash.xxh3_128_hexdigest(_bytes(index.sample_keys))
     fingerprint = _fingerprint(packs, samples, cutoff)
-    counts = _count(index, config, visits, parts, cutoff)
+    counts = _count(index, config, visits, int(np.count_nonzero(progress < 1)), parts, cutoff)
     metadata = {
         "boxcar.schema": "plan",
         "boxcar.version": str(PLAN_VERSION),
@@ -449,7 +502,7 @@ def _assemble(index: PlanIndex, config: PlanConfig, visits: Visits, parts: Seque
     return Plan(packs.replace_schema_metadata(metadata), counts, epoch, config.seed, cutoff, settings, fingerprint)
 
 
-def _count(index: PlanIndex, config: PlanConfig, visits: Visits, parts: Sequence[_Part], cutoff: int) -> PlanCounts:
+def _count(index: PlanIndex, config: PlanConfig, visits: Visits, visits_in_run: int, parts: Sequence[_Part], cutoff: int) -> PlanCounts:
     tally = Tally()
     for part in parts:
         tally.add(part.tally)
@@ -472,7 +525,7 @@ def _count(index: PlanIndex, config: PlanConfig, visits: Visits, parts: Sequence
     smallest = min(int(np.diff(part.layout.step_offsets)[-1]) for part in parts)
     return PlanCounts(
         rows=index.num_rows,
-        visits=len(visits.rows),
+        visits=visits_in_run,
         samples=int(np.count_nonzero(seen)),
         documents=sum(len(part.visits) for part in parts),
         turns=int(tally.turns.sum()),

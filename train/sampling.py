@@ -135,8 +135,8 @@ class Visits:
     order: IntColumn
     """(V,) the visits in shuffled order."""
 
-    def progress(self, epoch: int, epochs: int) -> FloatColumn:
-        """(V,) t of each visit: where it stands in the run."""
+    def progress(self, epoch: int, epochs: float) -> FloatColumn:
+        """(V,) t of each visit: where it stands in the run of so many epochs. From 1 on, it lies behind the end of the run."""
         place = np.empty(len(self.rows))
         place[self.order] = np.arange(len(self.rows))
         return np.asarray((epoch + (place + 0.5) / len(self.rows)) / epochs)

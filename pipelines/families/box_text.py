@@ -40,6 +40,10 @@ class CoordinateGrid(Protocol):
     def description(self) -> str:
         """The rule in one line, for the frame contract."""
 
+    @property
+    def inverse_description(self) -> str:
+        """The rule of `dequantise` in one line, for people and other programs."""
+
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         """Boxes (N, 4) inside their images -> model units. Sizes (N, 2) int64: original and resized (width, height) in pixels."""
 
@@ -48,6 +52,9 @@ class CoordinateGrid(Protocol):
 
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         """(N, 2): width and height of one model unit in pixels of the original image."""
+
+    def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
+        """The largest values across and down that name a place in an image of this resized size; the smallest are 0."""
 
 
 def _four(size_wh: IntBoxes) -> npt.NDArray[np.float64]:
@@ -67,6 +74,11 @@ class ThousandthGrid:
             self.rounding
         ]
 
+    @property
+    def inverse_description(self) -> str:
+        value = {"round": "v", "floor": "(v + 0.5)"}[self.rounding]
+        return f"{value} / 1000 * width (height for y) of the original image"
+
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         thousandths = boxes_px / _four(size_wh) * 1000
         if self.rounding == "round":
@@ -82,12 +94,16 @@ class ThousandthGrid:
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         return size_wh / 1000
 
+    def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
+        return (1000, 1000) if self.rounding == "round" else (999, 999)
+
 
 @dataclass(frozen=True)
 class ResizedPixelGrid:
     """Absolute pixels of the resized image, clamped to its last pixel (Qwen2.5-VL, process_bbox.ipynb)."""
 
     description: str = "round(x * (resized_width / width)), 0..resized_width - 1"
+    inverse_description: str = "v * width / resized_width (heights for y), resized as the family's rule and these pixel limits say"
 
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         scale = _four(resized_wh) / _four(size_wh)
@@ -100,9 +116,21 @@ class ResizedPixelGrid:
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         return size_wh / resized_wh
 
+    def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
+        # One more than `quantise` writes: a model that names the far edge itself is inside the image.
+        return resized_wh
+
+
+BoxForm = Literal["json", "tags", "list"]
+"""json: objects with a key for the box. tags: (x0,y0),(x1,y1) between two tags. list: [[x0,y0,x1,y1]]."""
+
 
 class BoxText(Protocol):
     """How a family writes boxes."""
+
+    @property
+    def form(self) -> BoxForm:
+        """The shape of its boxes: what another family writes is told apart by it."""
 
     @property
     def separators(self) -> tuple[str, str, str]:
@@ -142,6 +170,7 @@ _JSON_BOX = re.compile(rf'\{{"bbox_2d": \[{", ".join([_NUMBER] * 4)}\](?:, "labe
 class JsonBoxText:
     """A fenced JSON list of {"bbox_2d": [x0, y0, x1, y1], "label": "..."} (Qwen2.5-VL, Qwen3-VL). Absent: an empty list."""
 
+    form: BoxForm = "json"
     separators: tuple[str, str, str] = (", ", ", ", ", ")
     number_format: str = "%d"
     names_labels: bool = True
@@ -202,6 +231,7 @@ class TaggedBoxText:
     ref_close: str
     box_open: str
     box_close: str
+    form: BoxForm = "tags"
     separators: tuple[str, str, str] = (",", "),(", ",")
     number_format: str = "%d"
     names_labels: bool = True
@@ -254,6 +284,7 @@ _BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?:;{_THREE_DIGITS})*+)\]\]")
 class BracketBoxText:
     """[[x0,y0,x1,y1;x0,y0,x1,y1]], three digits each (CogVLM). A label stands before its brackets where an answer has several."""
 
+    form: BoxForm = "list"
     separators: tuple[str, str, str] = (",", ",", ",")
     number_format: str = "%03d"
     names_labels: bool = False
@@ -274,6 +305,8 @@ class BracketBoxText:
         if _BRACKETS.fullmatch(text):
             return self.find_boxes(text)
         pairs = re.split(r"(?<=\]\]), ", text)
+        if len(pairs) == 1:  # an answer about one label does not name it: this is a sentence, such as "The dog is at [[...]]"
+            return None
         boxes: list[TextBox] = []
         for pair in pairs:
             match = re.fullmatch(rf"(.+?) ({_BRACKETS.pattern})", pair, re.DOTALL)

@@ -9,7 +9,7 @@ from pipelines.families.catalog import find_family
 from schemas.errors import ConfigError
 from schemas.training import LoraConfig, Part
 from tests.train.tiny import FAMILIES, base_folder, blank_of, image_token_id, packed_batch, padded_batch, random_documents, tiny_base
-from train.model import attach_lora, open_base, parameter_groups, part_of, unfreeze
+from train.model import attach_lora, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
 
 TOLERANCE = 1e-5
@@ -58,7 +58,7 @@ def test_gradients_of_a_pack_are_the_sum_of_its_samples(tmp_path: Path, family: 
     _move_off_zero(model)
     model.train()
     if checkpointing:
-        base.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        recompute_activations(base, gathered_weights=False)
     objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False)
     whole = objective(packed_batch(documents, pixels))
     whole.total.backward()
@@ -71,6 +71,19 @@ def test_gradients_of_a_pack_are_the_sum_of_its_samples(tmp_path: Path, family: 
     for name, gradient in _gradients(model).items():
         torch.testing.assert_close(gradient, together[name], rtol=1e-3, atol=1e-5)
         assert gradient.abs().max() > 0, f"{name} gets no gradient"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vision_tower_that_rests_is_not_computed_again(tmp_path: Path, family: str) -> None:
+    base = tiny_base(tmp_path, family)
+    documents, pixels = random_documents(base)
+    attach_lora(base, LoraConfig(rank=4), seed=0).train()
+    recompute_activations(base, gathered_weights=False)
+    calls: list[bool] = []
+    base.vision.blocks[0].register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
+    base.vision.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
+    Objective(base, chunk_tokens=8, autocast=None, through_module=False)(packed_batch(documents, pixels)).total.backward()
+    assert calls == [False, False], "once each, and nothing of it kept for backward"
 
 
 def _move_off_zero(model: torch.nn.Module) -> None:

@@ -14,7 +14,18 @@ from schemas.errors import BudgetError, ConfigError, ShardError
 from schemas.training import PhaseConfig, PlanConfig, ScheduleConfig, TrainConfig
 from tests.small_index import Doc, R, T, documents_of, drawn_rows, index_of, length, packs_of
 from tools.bench.planning import synthetic_index
-from train.plan import PLAN_SCHEMA, Plan, packs_of_step, plan_epoch, rank_packs, read_plan, smallest_sample, window_stops, write_plan
+from train.plan import (
+    PLAN_SCHEMA,
+    Plan,
+    content_of_epoch,
+    packs_of_step,
+    plan_epoch,
+    rank_packs,
+    read_plan,
+    smallest_sample,
+    window_stops,
+    write_plan,
+)
 
 CUTOFF = 400
 PRIME = 211
@@ -309,6 +320,14 @@ def test_left_out_rows_are_counted_and_named() -> None:
             id="a cutoff below every sample",
         ),
         pytest.param([R("a", (T(),))], {}, 2, ConfigError, r"epoch: found 2, expected 0\.\.1 \(`epochs` is 2\)", id="no such epoch"),
+        pytest.param(
+            [R("a", (T(),)), R("b", (T(),))],
+            {"epochs": 1.1},
+            1,
+            ConfigError,
+            r"epochs: found 1\.1, a last part of an epoch without a sample, expected a part that is a multiple of 1/2",
+            id="a part of an epoch too short for a sample",
+        ),
         pytest.param([R("a", (T(),))], {"mixture": {"sources": {"set": 0}}}, 0, ConfigError, "weights that leave no row", id="no source"),
         pytest.param(
             [R("a", (T(),))],
@@ -340,6 +359,43 @@ def test_a_plan_that_cannot_be_says_why(rows: list[R], changes: dict[str, Any], 
     index = index_of(rows) if rows else synthetic_index(0, 1)
     with pytest.raises(kind, match=message):
         plan_epoch(index, config(**changes), epoch, CUTOFF)
+
+
+@pytest.mark.parametrize("changes", SETTINGS)
+def test_the_last_epoch_may_be_a_part_of_one(changes: dict[str, Any]) -> None:
+    """It visits the first samples of that epoch's order, ramps and phases end with it, and its counts add up."""
+    rows, settings = two_sources(), config(**changes, epochs=1.25)
+    index = index_of(rows)
+    last = plan_epoch(index, settings, 1, CUTOFF)
+    whole = plan_epoch(index, config(**changes), 1, CUTOFF)
+    assert last.counts.visits == pytest.approx(whole.counts.visits / 4, abs=0.51)
+    without_source = [left.count for name, left in last.counts.rows_left_out.items() if name != "source_weight"]
+    assert last.counts.samples + sum(without_source) == last.counts.visits
+    assert last.counts.turns + sum(last.counts.turns_left_out.values()) == last.counts.turns_offered
+    assert last.counts.phases[-1].number == max(0, len(settings.phases) - 1)
+    here, there = ({document.row for document in documents_of(plan)} for plan in (last, whole))
+    if "phases" not in changes:  # whose tasks, and so the rows, hang on the progress
+        assert here <= there
+    content = content_of_epoch(index, settings, 1, CUTOFF)
+    counts = last.counts
+    assert (content.visits, content.documents, content.turns, content.tokens, content.contested) == (
+        counts.visits,
+        counts.documents,
+        counts.turns,
+        counts.tokens,
+        counts.contested_samples,
+    )
+
+
+def test_contents_are_equal_where_the_chosen_turns_are() -> None:
+    index = index_of(two_sources())
+
+    def digest(**schedule: Any) -> str:
+        return content_of_epoch(index, config(schedule=schedule), 0, CUTOFF).digest
+
+    assert digest(kind="all") == digest(kind="uniform") == digest(kind="progressive", gate_floor=1.0)
+    chosen = [digest(kind=kind, turns_per_sample=2) for kind in ("uniform", "progressive", "random_paced", "anti")]
+    assert len({digest(kind="all"), *chosen}) == 5
 
 
 def test_the_smallest_sample_is_found() -> None:

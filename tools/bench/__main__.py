@@ -137,5 +137,69 @@ def plan(rows: int, turns: int, turns_per_sample: int | None, kind: str, window:
     planning.plan(rows, turns, schedule, window, cutoff, global_batch)
 
 
+@main.command()
+@click.option("--models", default="3b,7b", show_default=True, help="Sizes of Qwen2.5-VL, separated by commas.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Of a pack. Default: 4096, tiny 512.")
+@click.option("--steps", default=10, show_default=True, type=click.IntRange(min=1), help="Measured steps.")
+@click.option("--warmup", default=3, show_default=True, type=click.IntRange(min=1), help="Steps before them.")
+@click.option("--arms", metavar="NAME;NAME", help="Only arms whose names contain one of these.")
+@click.option("--peak-tflops", type=float, help="Of the device, for MFU. Default: the published figure, where known.")
+@click.option("--tiny", is_flag=True, help="A dry run with a tiny network, on a CPU, too.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path, dir_okay=False), help="Write every figure to this file.")
+def gpu(
+    models: str,
+    tokens: int | None,
+    steps: int,
+    warmup: int,
+    arms: str | None,
+    peak_tflops: float | None,
+    tiny: bool,
+    json_path: Path | None,
+) -> None:
+    """Qwen2.5-VL with random weights and LoRA: useful tokens/s, MFU and memory, against transformers' Trainer."""
+    from tools.bench import gpu as bench
+    from tools.bench.qwen_sizes import SIZES
+
+    if unknown := [size for size in models.split(",") if size not in SIZES]:
+        raise click.UsageError(f"--models: found {', '.join(unknown)}, expected some of {', '.join(SIZES)}")
+    if not tiny and not bench.has_device():
+        raise click.UsageError("found no CUDA device; --tiny is a dry run without one")
+    sizes = ["tiny"] if tiny else models.split(",")
+    if not bench.run(sizes, tokens or (512 if tiny else 4096), steps, warmup, peak_tflops, json_path, arms):
+        raise SystemExit(1)
+
+
+@main.command()
+@WORK
+@click.option("--rows", default=20_011, show_default=True, help="Of the plan; a prime, so that nothing divides it.")
+@click.option("--turns", default=8, show_default=True, help="Turns a row.")
+@click.option("--changes", default=200, show_default=True, help="Random triples of steps at which the number of workers changes.")
+@click.option("--kills", default=10, show_default=True)
+@click.option("--epochs", default=4, show_default=True, help="Of the runs that are killed.")
+def resume(work: Path, rows: int, turns: int, changes: int, kills: int, epochs: int) -> None:
+    """Order of samples after resuming at every step, and losses after SIGKILL, against what is never cut."""
+    from tools.bench import resuming
+
+    resuming.sequences(rows, turns, changes)
+    folder = resuming.drawn_shards(work)
+    resuming.streams(folder)
+    resuming.kills(folder, kills, epochs)
+
+
+@main.command()
+@click.option("--hidden", default=3584, show_default=True)
+@click.option("--vocabulary", default=152_064, show_default=True)
+@click.option("--tokens", default=2048, show_default=True)
+@click.option("--labelled", default=0.3, show_default=True, help="Share of the tokens.")
+@click.option("--chunk", default=256, show_default=True, help="Labelled tokens whose logits exist at a time.")
+@click.option("--threads", default=1, show_default=True)
+@click.option("--passes", default=1, show_default=True)
+def loss(hidden: int, vocabulary: int, tokens: int, labelled: float, chunk: int, threads: int, passes: int) -> None:
+    """Seconds and memory of the chunked loss over labelled tokens, against the logits of all of them. On a CPU."""
+    from tools.bench import head
+
+    head.compare(head.Case(hidden, vocabulary, tokens, labelled, chunk, threads), passes)
+
+
 if __name__ == "__main__":
     main()

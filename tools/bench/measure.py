@@ -12,7 +12,7 @@ from datetime import date
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-PACKAGES = ("boxcar-vl", "ray", "pyarrow", "polars", "numpy", "tokenizers", "msgspec", "pillow")
+PACKAGES = ("boxcar-vl", "ray", "pyarrow", "polars", "numpy", "tokenizers", "msgspec", "pillow", "torch", "transformers", "peft")
 POLL_SECONDS = 0.02
 
 

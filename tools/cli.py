@@ -244,6 +244,18 @@ def schema() -> None:
     click.echo(json.dumps(json_schema(list(READERS), list(FAMILIES)), indent=2, ensure_ascii=False))
 
 
+@main.command("demo-base")
+@click.option(
+    "--work", default="data/demo-base", show_default=True, type=click.Path(path_type=Path), help="Where drawings and the run are kept."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: the one that the quick start uses.")
+def demo_base(work: Path, out: Path | None) -> None:
+    """Train the quick start's small network again, from nothing (some 20 minutes of one core)."""
+    from tools.demo_base import BASE, make_base
+
+    make_base(work, out or BASE)
+
+
 @main.command()
 @click.argument("name")
 @click.argument("overrides", nargs=-1, metavar="[SECTION.KEY=VALUE]...")

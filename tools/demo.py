@@ -133,8 +133,8 @@ def _write_json(path: Path, content: object) -> None:
     path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def train_tokenizer() -> Tokenizer:
-    """A small tokenizer for the Qwen2-VL, Qwen2.5-VL and Qwen3-VL templates."""
+def train_tokenizer(corpus: Iterator[str] | None = None, vocabulary_size: int = VOCABULARY_SIZE) -> Tokenizer:
+    """A small tokenizer for the Qwen2-VL, Qwen2.5-VL and Qwen3-VL templates. corpus: what it is trained on; None: the demo's texts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
@@ -142,12 +142,12 @@ def train_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     specials = [AddedToken(token, special=True, normalized=False) for token in QWEN2_SPECIAL_IDS]
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY_SIZE,
+        vocab_size=vocabulary_size,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=specials,
     )
-    tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.train_from_iterator(_corpus() if corpus is None else corpus, trainer)
     return tokenizer
 
 

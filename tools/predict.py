@@ -1,6 +1,7 @@
 """`boxcar predict` for people: what was asked, what came back, where the boxes are, and a picture of it."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,6 +28,17 @@ def predict_one(spec: PredictSpec, image: str, text: str, language: Language, *,
     predictor = open_predictor(spec)
     (answer,) = predictor.ask([Query(image, text, spec.task, language)])
     _tell([answer], image, draw, as_lines=as_lines)
+
+
+def predict_and_draw(spec: PredictSpec, images: Sequence[tuple[Path, str, Language]], console: Console) -> None:
+    """Look for one thing in each of some images, and draw what was found beside them, as NAME-found.png."""
+    predictor = open_predictor(spec)
+    answers = predictor.ask([Query(str(image), text, spec.task, language) for image, text, language in images])
+    for (image, text, _), answer in zip(images, answers, strict=True):
+        drawn = image.with_name(f"{image.stem}-found.png")
+        _draw([answer], str(image), drawn)
+        boxes = "; ".join(", ".join(f"{value:.0f}" for value in box) for box in answer.boxes_xyxy_px) or "none"
+        console.print(Text(visible(f"        {image.name}, {text!r}: {boxes} -> {drawn}")))
 
 
 def predict_stepwise(spec: PredictSpec, image: str, categories: str, language: Language, *, draw: Path | None, as_lines: bool) -> None:

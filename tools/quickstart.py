@@ -4,10 +4,13 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
+
 from pipelines import storage
 from schemas.errors import ConfigError
 from schemas.evaluation import ScenesConfig
-from tools.scenes import NEW_SHAPES, OLD_SHAPES, Style, write_scenes
+from schemas.record import Language
+from tools.scenes import NEW_SHAPES, OLD_SHAPES, Style, draw_scene, phrase, write_scenes
 
 BASE = Path(__file__).with_name("quickstart_base")
 _MARK = "scenes.json"
@@ -42,3 +45,19 @@ def draw(config: ScenesConfig) -> None:
         write_scenes(folder / "old", [(Style(list(OLD_SHAPES)), max(10, config.num_held_out // 2))], config.seed * 3 + 3, "old")
         shutil.copytree(BASE, folder / "base", dirs_exist_ok=True)
         (folder / _MARK).write_text(json.dumps(config.model_dump()))
+
+
+def new_images(config: ScenesConfig) -> list[tuple[Path, str, Language]]:
+    """Three pictures that nobody has seen: (file, what to look for, in which language)."""
+    folder = Path(config.folder) / "new"
+    found: list[tuple[Path, str, Language]] = []
+    rng = np.random.default_rng(config.seed * 3 + 1000)
+    languages: tuple[Language, ...] = ("en", "en", "zh")
+    with storage.writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, language in enumerate(languages, start=1):
+            picture, things = draw_scene(rng, Style(list(NEW_SHAPES), language))
+            path = folder / f"new_{number}.png"
+            picture.save(path)
+            found.append((path, phrase(things[0][0], things[0][1], language), language))
+    return found

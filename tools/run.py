@@ -44,6 +44,8 @@ def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | N
         stages.append(("train", lambda: _train(workflow, name)))
     if workflow.evaluate:
         stages.append(("evaluate", lambda: _evaluate(workflow, name, console)))
+        if workflow.scenes:
+            stages.append(("predict", lambda: _predict(workflow, name, console)))
         stages.append(("page", lambda: _page(workflow, name, view, console)))
     begin = time.perf_counter()
     for number, (title, stage) in enumerate(stages, start=1):
@@ -109,6 +111,20 @@ def _evaluate(workflow: Workflow, name: str, console: Console) -> str | None:
     results, known = measure(workflow.evaluate, adapter_of(workflow, name))
     print_results(results, console)
     return "same weights, shards and settings" if known else None
+
+
+def _predict(workflow: Workflow, name: str, console: Console) -> str | None:
+    from tools.evaluate import adapter_of
+    from tools.predict import predict_and_draw
+    from tools.quickstart import new_images
+    from train.predict_job import PredictSpec
+
+    assert workflow.scenes is not None
+    assert workflow.evaluate is not None
+    adapter = adapter_of(workflow, name)
+    spec = PredictSpec(adapter, task="detect", max_new_tokens=workflow.evaluate.max_new_tokens, use_gpu=workflow.evaluate.use_gpu)
+    predict_and_draw(spec, new_images(workflow.scenes), console)
+    return None
 
 
 def _page(workflow: Workflow, name: str, view: Path | None, console: Console) -> str | None:

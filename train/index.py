@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -157,12 +156,7 @@ def load_manifest(folder: str) -> Manifest:
         data = storage.read_bytes(where)
     except AnnotationError as error:
         raise ShardError(where, found=error.found, expected="the manifest of a complete conversion", fix=error.fix) from error
-    with TemporaryDirectory() as copy:
-        (Path(copy) / manifests.MANIFEST_NAME).write_bytes(data)
-        try:
-            return manifests.load(Path(copy))
-        except ShardError as error:
-            raise ShardError(where, found=error.found, expected=error.expected, fix=error.fix) from error
+    return manifests.loads(data, where)
 
 
 def quantile_tables(folders: Sequence[Folder]) -> npt.NDArray[np.uint16]:

@@ -133,6 +133,9 @@ class _InMemory:
     def newest(self, not_after: int | None = None) -> Snapshot | None:
         return None
 
+    def measure(self) -> dict[str, float]:
+        return {}
+
     def log(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 

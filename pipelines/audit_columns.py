@@ -21,6 +21,7 @@ import xxhash
 from pipelines.compose import TextSpec
 from pipelines.encode import Draft, UnitData
 from pipelines.ledger import Attempt
+from pipelines.lint import lint_records
 from pipelines.ragged import offsets_of
 from pipelines.storage import atomic_write
 from pipelines.tokens import PieceTable, TextTokenizer
@@ -56,8 +57,8 @@ class Things(msgspec.Struct, kw_only=True):
     """(M,) as the source names them."""
     sizes_wh: Small
     """(M, 2) pixels, upright; 1 where the image cannot be used."""
-    own_tokens: Small
-    """(M,) visual tokens that a shard's image was shrunk to below its contract's limits; 0: it follows the limits."""
+    own_limits: IntColumn
+    """(M,) pixel limit of an image that a shard holds shrunk below its contract's; 0: it follows the limits."""
     box_references: Small
     """(B,) row of each box's image."""
     boxes: npt.NDArray[np.float64]
@@ -68,6 +69,8 @@ class Things(msgspec.Struct, kw_only=True):
     num_boxes_read: int
     rules: dict[str, Finding]
     """What the rules found; the one on boxes under one token is the resolution's, and not here."""
+    lint: dict[str, Rejections]
+    """What is odd about the wording (`lint.ABOUT`)."""
 
     @property
     def num_records(self) -> int:
@@ -163,13 +166,14 @@ def things_of(judged: Judged, source: str, default_split: str) -> Things:
         image_offsets=references.offsets,
         paths=list(references.paths),
         sizes_wh=np.stack([references.width, references.height], axis=1).astype(np.int32),
-        own_tokens=np.zeros(len(references.paths), np.int32),
+        own_limits=np.zeros(len(references.paths), np.int64),
         box_references=boxes.reference[kept].astype(np.int32),
         boxes=boxes.boxes[kept],
         box_labels=np.array(codes, np.int32),
         labels=list(label_codes),
         num_boxes_read=len(boxes.kept),
         rules=judged.findings.by_rule,
+        lint=lint_records(records),
     )
 
 
@@ -279,13 +283,14 @@ def concat_things(parts: Sequence[Things]) -> Things:
         image_offsets=_joined_offsets([part.image_offsets for part in parts]),
         paths=list(chain.from_iterable(part.paths for part in parts)),
         sizes_wh=np.concatenate([part.sizes_wh for part in parts]),
-        own_tokens=np.concatenate([part.own_tokens for part in parts]),
+        own_limits=np.concatenate([part.own_limits for part in parts]),
         box_references=_shifted([part.box_references for part in parts], images),
         boxes=np.concatenate([part.boxes for part in parts]),
         box_labels=_recoded([part.box_labels for part in parts], [part.labels for part in parts], codes),
         labels=list(codes),
         num_boxes_read=sum(part.num_boxes_read for part in parts),
         rules=_joined_findings(part.rules for part in parts),
+        lint=_joined(part.lint for part in parts),
     )
 
 

@@ -73,7 +73,6 @@ def measure(things: Things, texts: Texts, grammar: Grammar, limits: PixelLimits,
     """max_pixels: (M,) of each image, where some are shrunk."""
     sizes = resize(things, grammar.family, limits, max_pixels)
     visual = np.where(sizes.refused, 0, sizes.visual_tokens)
-    visual = np.where((things.own_tokens > 0) & (visual > things.own_tokens), things.own_tokens, visual)
     extra = np.where(sizes.refused, 0, visual + grammar.family.chat.extra_placeholders)
     placeholders = np.diff(offsets_of(extra)[things.image_offsets])
     box_numbers = number_tokens(things, grammar, sizes)
@@ -92,6 +91,7 @@ def measure(things: Things, texts: Texts, grammar: Grammar, limits: PixelLimits,
 def resize(things: Things, family: Family, limits: PixelLimits, max_pixels: IntColumn | None = None) -> ResizedSizes:
     """(M,) what the family makes of each image, as conversion asks it."""
     high: Any = limits.max_pixels if max_pixels is None else max_pixels
+    high = np.where(things.own_limits > 0, np.minimum(things.own_limits, high), high)
     return family.resize(things.sizes_wh[:, 0], things.sizes_wh[:, 1], np.minimum(limits.min_pixels, high), high)
 
 
@@ -211,17 +211,13 @@ def _none() -> IntColumn:
 
 
 def _add(mine: object, other: object) -> None:
-    """Every field of one tally onto another of its kind."""
+    """Every field of one tally onto another of its kind: histograms by length, tables by place, counts by number."""
     for name, value in vars(other).items():
         now = getattr(mine, name)
-        if isinstance(value, np.ndarray):
-            setattr(mine, name, now + value if now.ndim > 1 or name.endswith("_fixed") else add_histogram(now, value))
-        elif isinstance(value, dict):
-            for key, entry in value.items():
-                if isinstance(entry, Rejections | Finding):
-                    now.setdefault(key, type(entry)()).add(entry)
-                else:
-                    now[key] = now.get(key, 0) + entry
+        if isinstance(value, Counts):
+            now.add(value)
+        elif isinstance(value, np.ndarray):
+            setattr(mine, name, add_histogram(now, value) if value.ndim == 1 else now + value)
         else:
             setattr(mine, name, now + value)
 
@@ -240,10 +236,10 @@ class Landscape:
     under_one: int = 0
     """Boxes whose shorter side is under one visual token."""
     under_two: int = 0
-    iou_fixed: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(SIDE_EDGES_PX) - 1, 2 + len(IOU_EDGES))))
+    iou: npt.NDArray[np.float64] = field(default_factory=lambda: np.zeros((len(SIDE_EDGES_PX) - 1, 2 + len(IOU_EDGES))))
     """By size of the box: how many, sum of their IoU after the round trip through the family's numbers, and how many are under each of
     IOU_EDGES."""
-    heat_fixed: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(TOKEN_EDGES) + 1, len(TOKEN_EDGES) + 1), np.int64))
+    heat: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros((len(TOKEN_EDGES) + 1, len(TOKEN_EDGES) + 1), np.int64))
     """(height, width) of boxes in visual tokens, by TOKEN_EDGES; the outermost are what lies beyond."""
 
     def add(self, other: "Landscape") -> None:
@@ -296,13 +292,7 @@ class Outcome:
         return int(self.documents @ np.arange(len(self.documents)))
 
     def add(self, other: "Outcome") -> None:
-        counts = self.counts
-        counts.add(other.counts)
-        mine, theirs = dict(vars(self)), dict(vars(other))
-        for name in ("counts",):
-            mine.pop(name), theirs.pop(name)
-        for name, value in theirs.items():
-            setattr(self, name, add_histogram(mine[name], value) if isinstance(value, np.ndarray) else mine[name] + value)
+        _add(self, other)
 
 
 def landscape_of(things: Things, texts: Texts, grammar: Grammar, limits: PixelLimits) -> Landscape:
@@ -327,13 +317,13 @@ def landscape_of(things: Things, texts: Texts, grammar: Grammar, limits: PixelLi
     in_tokens = sides * (resized_wh / size_wh / np.array(family.resize.pixels_per_token))
     shorter = in_tokens.min(axis=1)
     found.under_one, found.under_two = int((shorter < 1).sum()), int((shorter < 2).sum())
-    iou = geometry.iou_pairs(drawn, family.grid.dequantise(values, size_wh, resized_wh))
+    overlap = geometry.iou_pairs(drawn, family.grid.dequantise(values, size_wh, resized_wh))
     of_size = np.searchsorted(SIDE_EDGES_PX, np.sqrt(sides.prod(axis=1)), side="right") - 1
     for bucket in range(len(SIDE_EDGES_PX) - 1):
-        here = iou[of_size == bucket]
-        found.iou_fixed[bucket] = (len(here), here.sum(), *((here < edge).sum() for edge in IOU_EDGES))
+        here = overlap[of_size == bucket]
+        found.iou[bucket] = (len(here), here.sum(), *((here < edge).sum() for edge in IOU_EDGES))
     places = np.searchsorted(TOKEN_EDGES, in_tokens)
-    np.add.at(found.heat_fixed, (places[:, 1], places[:, 0]), 1)
+    np.add.at(found.heat, (places[:, 1], places[:, 0]), 1)
     return found
 
 

@@ -30,6 +30,9 @@ ARMS: tuple[ScheduleKind, ...] = get_args(ScheduleKind)
 CONTROL: ScheduleKind = "uniform"
 """As many turns of a sample as the other arms take, without a gate."""
 
+SMALL_IS_GOOD = ("loss", "failed")
+"""Metrics of the validation; of all others, a large one is good."""
+
 Watch = Callable[[str, int, int], AbstractContextManager[OnEvent]]
 """(what is run, its number from 0, number of all) -> an ear for its events while it runs."""
 
@@ -101,17 +104,18 @@ def ablate(
     num_seeds: int = 3,
     tokens: int | None = None,
     metric: str = "loss",
-    mode: Literal["min", "max"] = "min",
+    mode: Literal["min", "max"] | None = None,
     watch: Watch = unwatched,
 ) -> Ablation:
     """Run what is not yet run, and read the metric of every run.
 
     config: as `train.job.resolve` gives it; its seed is the first one, and early stopping is switched off. tokens: of each run; None: the
-    least that any kind of schedule offers over the config's epochs. metric: of train.validation, by name.
+    least that any kind of schedule offers over the config's epochs. metric: of train.validation, by name. mode: whether a small or a large
+    one is good; None: by its name.
 
     Raises ConfigError where nothing is held out, or where the arms would be one and the same; BoxcarError as `train` does.
     """
-    _require_sound(config, arms)
+    _require_sound(config, arms, metric)
     index = read_index(config.shards)
     config = _equal_for_all(config, index)
     _require_held_out(config, index)
@@ -135,7 +139,7 @@ def ablate(
         workflow_name,
         folder,
         metric,
-        mode,
+        mode or ("min" if metric.partition("/")[0] in SMALL_IS_GOOD else "max"),
         budget,
         _contested(offered[control]),
         control,
@@ -159,7 +163,7 @@ def with_kind(config: TrainConfig, kind: ScheduleKind) -> TrainConfig:
     return config.model_copy(update={"schedule": changed(config.schedule), "phases": phases})
 
 
-def _require_sound(config: TrainConfig, arms: Sequence[ScheduleKind]) -> None:
+def _require_sound(config: TrainConfig, arms: Sequence[ScheduleKind], metric: str) -> None:
     if len(arms) < 2 or len(set(arms)) < len(arms):
         raise ConfigError("--arms", found=", ".join(arms) or "nothing", expected="two or more, each once")
     if config.max_steps is not None:
@@ -176,6 +180,13 @@ def _require_sound(config: TrainConfig, arms: Sequence[ScheduleKind]) -> None:
             expected="shards that are not trained on: a training loss does not say what sampling is good for, least of all where the arms "
             "train on different turns",
             fix="Convert a held-out part of the annotations as a workflow of its own, and name it: validation.shards=[shards/NAME_val].",
+        )
+    if metric != "loss" and config.validation.generate is None:
+        raise ConfigError(
+            "--metric",
+            found=repr(metric),
+            expected="loss, for without validation.generate nothing else is measured",
+            fix="validation.generate={} measures boxes that the model writes.",
         )
 
 

@@ -39,7 +39,7 @@ def ablate_with_progress(
     num_seeds: int,
     tokens: int | None,
     metric: str,
-    mode: Literal["min", "max"],
+    mode: Literal["min", "max"] | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -130,7 +130,10 @@ def verdict(found: Ablation) -> list[str]:
     if uneven > UNEVEN_TOKENS:
         said.append(f"Tokens differ by up to {uneven:.1%} between runs: samples are long against the budget, or some were left out.")
     if found.metric == "loss":
-        said.append("The loss is that of the held-out answers as they stand; it does not say how good boxes are that the model writes.")
+        said.append(
+            "The loss is that of the held-out answers as they stand; how good boxes are that the model writes, --metric mean_iou says "
+            "(with validation.generate)."
+        )
     return said
 
 

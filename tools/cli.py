@@ -138,8 +138,8 @@ def _arms(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs of each arm; 3 or more give intervals.")
 @click.option("--arms", default=",".join(ARMS), show_default=True, callback=_arms, help="Kinds of schedules; `uniform` is the control.")
 @click.option("--tokens", type=click.IntRange(min=1), help="Of each run. Default: the least that an arm offers over `epochs`.")
-@click.option("--metric", default="loss", show_default=True, help="Metric of train.validation at the end of a run.")
-@click.option("--mode", default="min", show_default=True, type=click.Choice(["min", "max"]), help="Whether less or more of it is better.")
+@click.option("--metric", default="loss", show_default=True, help="Metric of train.validation at the end, such as mean_iou.")
+@click.option("--mode", type=click.Choice(["min", "max"]), help="Whether less or more of it is better. Default: by its name.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of the tables.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG to write: the metric along the tokens, and the differences.")
 def ablate(
@@ -250,7 +250,7 @@ def schema() -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: the one that the quick start uses.")
 def demo_base(work: Path, out: Path | None) -> None:
-    """Train the quick start's small network again, from nothing (some 20 minutes of one core)."""
+    """Train the quick start's small network again, from nothing (some ten minutes of one core)."""
     from tools.demo_base import BASE, make_base
 
     make_base(work, out or BASE)

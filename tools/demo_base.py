@@ -1,4 +1,4 @@
-"""`boxcar demo-base`: the small network of the quick start, from nothing. Takes some twenty minutes of one core.
+"""`boxcar demo-base`: the small network of the quick start, from nothing. Takes some ten minutes of one core.
 
     drawn scenes of old shapes ──> tokenizer ──> convert ──> `boxcar train`, every weight ──> quickstart_base/ (bf16)
 
@@ -124,7 +124,7 @@ def _train(work: Path) -> TrainConfig:
         "init": "random",
         "output": str(work),
         "name": "run",
-        "epochs": 12,
+        "epochs": 5,
         "global_batch": 1,
         "method": "full",
         "full": ["language", "merger", "vision"],

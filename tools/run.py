@@ -39,7 +39,7 @@ def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | N
         if one.convert:
             stages.append((f"convert {other}", lambda config=one.convert: _convert(config)))  # type: ignore[misc]
     if workflow.convert:
-        stages.append(("audit", lambda: _audit(workflow)))
+        stages.append(("audit", lambda: _audit(workflow, name)))
     if workflow.train:
         stages.append(("train", lambda: _train(workflow, name)))
     if workflow.evaluate:
@@ -83,12 +83,12 @@ def _convert(config: ConvertConfig) -> str | None:
     return None
 
 
-def _audit(workflow: Workflow) -> str | None:
-    from tools.plan_report import print_summary_of
+def _audit(workflow: Workflow, name: str) -> str | None:
+    from tools.plan_report import report
 
     if workflow.train is None:
         return "no train section to plan for"
-    print_summary_of(workflow)
+    report(workflow, name, 0, as_json=False, plot=None)
     return None
 
 

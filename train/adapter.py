@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 from pipelines.frame import Frame, frame_of
 from schemas.adapter import CARD, AdapterCard, loads
 from schemas.errors import ConfigError, ContractError
-from train.model import Base, open_base
+from train.model import Base, open_base, without_future_warnings
 from train.run_folder import ADAPTER, RunFolder
 
 WEIGHTS = "adapter_model.safetensors"
@@ -119,7 +119,8 @@ def _attach(base: Base, folder: Path) -> Any:
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:
             written = set(file.keys())
-            model = peft.get_peft_model(base.model, settings)
+            with without_future_warnings():
+                model = peft.get_peft_model(base.model, settings)
             wanted = set(peft.get_peft_model_state_dict(model, save_embedding_layers=False))
             if missing := sorted(wanted ^ written):
                 raise ContractError(

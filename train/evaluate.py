@@ -7,6 +7,7 @@ What is measured is what was trained: prompts, pixels and frame come from the sa
 """
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -162,7 +163,8 @@ def _row(one: Asked, answer: Answer, store: ShardStore) -> dict[str, Any]:
     folder = store.folders[row["folder"]]
     key = f"{folder.path}#{image['shard']}/{image['shard_row']}" if embedded else str(image["path"])
     return {
-        "sample_id": row["sample_id"],
+        # Names are unique within a conversion; of several, each says which it is from.
+        "sample_id": row["sample_id"] if len(store.folders) == 1 else f"{row['sample_id']} ({os.path.basename(folder.path)})",
         "turn": one.turn,
         "image": key,
         "source": row["source"],
@@ -225,15 +227,15 @@ def folder_of(config: EvaluateConfig, adapter: Path) -> Path:
 def finished(config: EvaluateConfig, adapter: str) -> dict[str, Any] | None:
     """The results of this very evaluation, where it was made before."""
     found = find_adapter(adapter)
-    path = folder_of(config, found) / RESULTS_JSON
-    if not path.is_file():
+    folder = folder_of(config, found)
+    if not (folder / RESULTS_JSON).is_file():
         return None
-    results: dict[str, Any] = json.loads(path.read_bytes())
-    return results if results.get("fingerprint") == fingerprint_of(config, found) else None
+    results: dict[str, Any] = json.loads((folder / RESULTS_JSON).read_bytes())
+    return results | {"folder": str(folder)} if results.get("fingerprint") == fingerprint_of(config, found) else None
 
 
 def evaluate(config: EvaluateConfig, adapter: str, on_event: OnEvent = lambda _: None) -> dict[str, Any]:
-    """Measure an adapter, and the base without it. Writes results.json, results.md and answers-*.arrow; returns what is in results.json.
+    """Measure an adapter, and the base without it. Writes results.json, results.md and answers-*.arrow; returns what is in results.json, and `folder`.
 
     Raises ConfigError (also where held-out images were trained on and that is not allowed), ContractError, ShardError, ImageError.
     """

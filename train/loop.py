@@ -21,7 +21,7 @@ from torch import distributed
 from schemas.errors import TrainingError
 from train.checkpoint import Snapshot, TrainState
 from train.documents import NUM_GROUPS, group_name, group_quartile
-from train.flops import ModelShape
+from train.model_shape import ModelShape
 from train.objective import BatchLoss
 from train.schedule import EarlyStop, LossWatch, rate_factor
 from train.strategy import Strategy, is_distributed, sum_over_ranks

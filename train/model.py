@@ -10,7 +10,9 @@ transformers' Qwen-VL modules, or one of ours (`train.models`)?
 """
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -173,7 +175,8 @@ def _pretrained(base: str, config: PreTrainedConfig, network: Network, dtype: to
         options["quantization_config"] = _four_bits(dtype)
     opener = NATIVE[network.model_type].model if network.model_type in NATIVE else AutoModelForImageTextToText
     try:
-        model, report = opener.from_pretrained(base, output_loading_info=True, **options)
+        with _without_bar():
+            model, report = opener.from_pretrained(base, output_loading_info=True, **options)
     except OSError as error:
         raise ConfigError(
             "train.base",
@@ -190,6 +193,26 @@ def _pretrained(base: str, config: PreTrainedConfig, network: Network, dtype: to
         )
     loaded: PreTrainedModel = model
     return loaded
+
+
+@contextmanager
+def _without_bar() -> Iterator[None]:
+    """transformers draws a bar of its own for the weights."""
+    enabled = transformers.utils.logging.is_progress_bar_enabled()
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            transformers.utils.logging.enable_progress_bar()
+
+
+@contextmanager
+def without_future_warnings() -> Iterator[None]:
+    """peft asks transformers in words that it will drop: nothing that a user could mend."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def _four_bits(dtype: torch.dtype) -> Any:
@@ -270,7 +293,7 @@ def attach_lora(base: Base, lora: "LoraConfig", *, seed: int, quantised: bool = 
     if quantised:
         peft.prepare_model_for_kbit_training(base.model, use_gradient_checkpointing=False)
     pattern = "|".join(f"({network.lora_targets[part]})" for part in lora.parts)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), without_future_warnings():
         torch.manual_seed(seed)  # every rank starts from the same adapters
         model: PreTrainedModel = peft.get_peft_model(
             base.model,

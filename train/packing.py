@@ -10,6 +10,7 @@ is balanced for every world.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -135,16 +136,7 @@ def fill_packs(lengths: npt.NDArray[np.int32], capacity: int) -> IntColumn:
     each, 95.5 % of a pack was filled, and 99 % by these recipes (4096 tokens, windows of 100,000; on broad distributions both 99.8 %).
     """
     values, counts = np.unique(lengths, return_counts=True)
-    total = int(values @ counts)
-    best: list[_Recipe] = []
-    fewest = len(lengths) + 1
-    for guide in _GUIDES:
-        recipes = _Stock(values, counts, capacity).recipes(guide)
-        num_packs = sum(recipe.times for recipe in recipes)
-        if num_packs < fewest:
-            best, fewest = recipes, num_packs
-        if total >= _GOOD_FILL * fewest * capacity or fewest == -(-total // capacity):
-            break
+    best = _best_recipes(values, counts, capacity)
     packs = np.empty(len(lengths), np.int64)
     # Documents by length; of each length, recipes take the first that are left.
     left = dict(zip(values.tolist(), offsets_of(counts)[:-1].tolist(), strict=True))
@@ -158,6 +150,26 @@ def fill_packs(lengths: npt.NDArray[np.int32], capacity: int) -> IntColumn:
         first += recipe.times
     packs[np.argsort(lengths, kind="stable")] = by_length
     return packs
+
+
+def count_packs(values: npt.NDArray[np.integer[Any]], counts: IntColumn, capacity: int) -> int:
+    """How many packs `fill_packs` makes of so many documents of each length. values: ascending, 1 to `capacity`; counts: 1 or more."""
+    return sum(recipe.times for recipe in _best_recipes(values, counts, capacity))
+
+
+def _best_recipes(values: npt.NDArray[np.integer[Any]], counts: IntColumn, capacity: int) -> "list[_Recipe]":
+    """The recipes of the fewest packs that a guide finds."""
+    total = int(values @ counts)
+    best: list[_Recipe] = []
+    fewest = int(counts.sum()) + 1
+    for guide in _GUIDES:
+        recipes = _Stock(values, counts, capacity).recipes(guide)
+        num_packs = sum(recipe.times for recipe in recipes)
+        if num_packs < fewest:
+            best, fewest = recipes, num_packs
+        if total >= _GOOD_FILL * fewest * capacity or fewest == -(-total // capacity):
+            break
+    return best
 
 
 _GOOD_FILL = 0.999
@@ -188,7 +200,7 @@ class _Recipe:
 class _Stock:
     """Documents that are left, by length. The lengths that are there are bits of one integer: the longest up to x is a shift away."""
 
-    def __init__(self, values: npt.NDArray[np.int32], counts: IntColumn, capacity: int) -> None:
+    def __init__(self, values: npt.NDArray[np.integer[Any]], counts: IntColumn, capacity: int) -> None:
         self.capacity = capacity
         self.counts: dict[int, int] = dict(zip(values.tolist(), counts.tolist(), strict=True))
         self.present = sum(1 << length for length in self.counts)

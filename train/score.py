@@ -352,8 +352,8 @@ class _Macro:
 
     image: IntColumn
     """(m,) ordered by label."""
-    above: npt.NDArray[np.float32]
-    below: npt.NDArray[np.float32]
+    above: FloatColumn
+    below: FloatColumn
     starts: IntColumn
     """Where each label begins."""
 
@@ -361,10 +361,12 @@ class _Macro:
         """(d, images) weights -> (d,) means over the labels that have a ratio; nan where none has."""
         if not len(self.image):
             return np.full(len(weights), np.nan)
-        # Numbers of boxes: sums of whole numbers are exact in float32 up to 2^24, at half the memory that passes by.
-        drawn = weights.astype(np.float32)[:, self.image]
-        above = np.add.reduceat(drawn * self.above, self.starts, axis=1).astype(np.float64)
-        below = np.add.reduceat(drawn * self.below, self.starts, axis=1).astype(np.float64)
+        # One draw at a time: its columns stay in the processor's cache, which a block of draws does not (measured: 5 to 10 times slower).
+        above, below = np.empty((len(weights), len(self.starts))), np.empty((len(weights), len(self.starts)))
+        for draw, of_image in enumerate(weights):
+            drawn = of_image[self.image]
+            above[draw] = np.add.reduceat(drawn * self.above, self.starts)
+            below[draw] = np.add.reduceat(drawn * self.below, self.starts)
         with np.errstate(invalid="ignore"):
             ratios: FloatColumn = np.divide(above, below, out=np.zeros_like(above), where=below > 0).sum(axis=1) / (below > 0).sum(axis=1)
         return ratios

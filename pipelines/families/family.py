@@ -21,6 +21,8 @@ PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
 PositionRule = Literal["mrope", "shared_image", "sequential"]
 """mrope: time, row, column (Qwen2-VL and later). shared_image: one position for all patches of an image (CogVLM). sequential: 0, 1, ..."""
 
+TokenKind = Literal["image", "text"]
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -75,6 +77,8 @@ class Network:
     decoder_layers: str
     """Path of the list of decoder layers."""
     positions: PositionRule
+    experts: Mapping[TokenKind, str] = field(default_factory=dict)
+    """Regular expression within the names of the decoder weights that only tokens of this kind pass; all others every token passes."""
     trains_frame: bool = False
     """Qwen-VL v1 also trains what opens and closes each message (<|im_start|>, <|im_end|> and its newline), of every role."""
 

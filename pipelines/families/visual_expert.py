@@ -18,4 +18,5 @@ NETWORK = Network(
     vision_module="model.vision",
     decoder_layers="model.layers",
     positions="shared_image",
+    experts={"image": r"\.vision_(expert|mlp)", "text": r"\.language_(expert|mlp)"},
 )

@@ -131,9 +131,13 @@ def test_a_second_call_adds_seeds_and_runs_nothing_again(scenes: Path, small: Ab
 
 
 def test_an_interrupted_run_goes_on(scenes: Path, small: Ablation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablation, "train", lambda one, *rest, **options: train(one.model_copy(update={"max_steps": 2}), *rest, **options))
-    with pytest.raises(ConfigError, match="--metric"):  # a broken-off run has its held-out loss, but not this metric
-        ablate(config(scenes, tmp_path), "demo", arms=("all", *ONLY), num_seeds=1, metric="box_f1")
+    def interrupted(one: TrainConfig, *arguments: Any, **options: Any) -> None:
+        train(one.model_copy(update={"max_steps": 2}), *arguments, **options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(config(scenes, tmp_path), "demo", arms=("all", *ONLY), num_seeds=1)
     monkeypatch.undo()
     found = ablate(config(scenes, tmp_path), "demo", arms=("all", *ONLY), num_seeds=1)
     assert [event["step"] for event in events_of(found.arms[0].runs[0]) if event["event"] == "resumed"][-1] == 2
@@ -199,6 +203,7 @@ def test_arms_that_choose_the_same_share_their_runs(scenes: Path, tmp_path: Path
         pytest.param({"validation": None}, {}, r"train\.validation: found nothing, expected shards that are not trained on", id="none"),
         pytest.param({"max_steps": 3}, {}, r"train\.max_steps: found 3.*--tokens N shortens all arms alike", id="max_steps"),
         pytest.param({"schedule": {}}, {}, "uniform, progressive that choose the very same turns.*turns_per_sample", id="no choice"),
+        pytest.param({}, {"metric": "mean_iou"}, r"--metric: found 'mean_iou', expected loss.*validation\.generate", id="not measured"),
         pytest.param({}, {"arms": ("uniform",)}, "--arms: found uniform, expected two or more", id="one arm"),
         pytest.param({}, {"arms": ("anti", "anti")}, "--arms: found anti, anti, expected two or more, each once", id="twice"),
     ],
@@ -207,6 +212,16 @@ def test_mistakes_are_named(scenes: Path, tmp_path: Path, changes: dict[str, Any
     with pytest.raises(ConfigError, match=message):
         ablate(config(scenes, tmp_path, **changes), "demo", **{"arms": ONLY, **options})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_metric_that_the_validation_has_not(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which ones it has shows at the end of the first run."""
+    generate = {"shards": [str(scenes / "held")], "max_packs": 1, "generate": {"max_samples": 1, "max_new_tokens": 1}}
+    with pytest.raises(ConfigError, match=r"--metric: found 'mean_iuo', expected a metric of the validation: .*loss, mean_iou"):
+        ablate(config(scenes, tmp_path, validation=generate), "demo", arms=ONLY, tokens=400, metric="mean_iuo")
+    found = ablate(config(scenes, tmp_path, validation=generate), "demo", arms=ONLY, num_seeds=1, tokens=400, metric="mean_iou")
+    assert (found.metric, found.mode) == ("mean_iou", "max")
+    assert all(0 <= value <= 1 for arm in found.arms for value in arm.values)
 
 
 def test_shards_that_are_trained_on_are_not_held_out(scenes: Path, tmp_path: Path) -> None:
@@ -351,7 +366,7 @@ def test_json_alone_stands_on_standard_output(flow: Path, small: Ablation) -> No
         pytest.param(["--seeds", "0"], "x>=1", id="no seed"),
         pytest.param(["--plot", "/nowhere/a.png"], "ConfigError: /nowhere/a.png: found no picture that can be written", id="picture"),
         pytest.param(
-            ["--seeds", "1", "--metric", "box_f1"], "--metric: found 'box_f1', expected a metric of the validation: loss", id="metric"
+            ["--seeds", "1", "--metric", "box_f1"], "--metric: found 'box_f1', expected loss, for without validation.generate", id="metric"
         ),
         pytest.param(["validation=null"], "ConfigError: train.validation: found nothing", id="nothing held out"),
     ],

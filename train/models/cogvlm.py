@@ -441,6 +441,11 @@ class CogVLMForCausalLM(NativeModel):
         elif isinstance(module, CogVLMPatchEmbedding):
             initialization.normal_(module.cls_embedding, std=std)
 
+    @property
+    def vision_attention_width(self) -> int:
+        shape = VisionShape.of(self.config.vision_config)
+        return shape.hidden_size * shape.num_hidden_layers
+
     def positions(self, attention_mask: torch.Tensor, image_mask: torch.Tensor | None) -> torch.Tensor:
         return shared_image_positions(attention_mask, image_mask)
 

@@ -117,6 +117,11 @@ class NativeModel(PreTrainedModel, GenerationMixin):
         """input_ids, position_ids: (B, T) int64. Returns (B, T, hidden): the last hidden states, after the final norm."""
         raise NotImplementedError
 
+    @property
+    def vision_attention_width(self) -> int:
+        """Hidden size of the vision tower times its layers: what the FLOPs of its attention over a whole image follow from."""
+        raise NotImplementedError
+
     def positions(self, attention_mask: torch.Tensor, image_mask: torch.Tensor | None) -> torch.Tensor:
         """Position of each token of whole rows. attention_mask, image_mask: (B, T). Returns (B, T) int64."""
         raise NotImplementedError

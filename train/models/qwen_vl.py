@@ -378,6 +378,11 @@ class QWenLMHeadModel(NativeModel):
             initialization.normal_(module.in_proj_weight, std=std)
             initialization.zeros_(module.in_proj_bias)
 
+    @property
+    def vision_attention_width(self) -> int:
+        shape = VisualShape.of(self.config.visual)
+        return shape.width * shape.layers
+
     def positions(self, attention_mask: torch.Tensor, image_mask: torch.Tensor | None) -> torch.Tensor:
         """0, 1, 2, ... of each row, padding aside. Every token of an image has its own position."""
         return (attention_mask.long().cumsum(1) - 1).clamp(min=0)

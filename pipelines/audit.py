@@ -98,6 +98,10 @@ class Reading:
     plan: SavedPlan
     frames: Sequence[FamilyFrame]
 
+    @property
+    def num_chunks(self) -> int:
+        return -(-len(self.plan.units) // UNITS_PER_CHUNK)
+
     def chunks(self, frame: FamilyFrame) -> Iterator[tuple[Things, Texts]]:
         """All columns of a family, some UNITS_PER_CHUNK units at a time. Raises ShardError where they are damaged."""
         for first in range(0, len(self.plan.units), UNITS_PER_CHUNK):

@@ -24,7 +24,7 @@ def write_results(folder: Path, shards: Path, *, base: bool = True, logprobs: bo
     for number, name in enumerate(["adapter", *(["base"] if base else [])]):
         rng = np.random.default_rng(seed + number)
         rows = [
-            _row(row, turn, store, rng, moved_px=(3.0, 40.0)[number], garbage=(0.03, 0.3)[number], logprobs=logprobs)
+            _row(row, turn, store, rng, moved_px=(3.0, 40.0)[number], garbage=(0.15, 0.3)[number], logprobs=logprobs)
             for row in map(store.whole_row, range(store.num_rows))
             for turn in range(len(row["turns"]))
             if row["turns"][turn]["task"] in GROUNDING

@@ -41,12 +41,15 @@ def main() -> None:
 
     \b
     boxcar run NAME          every stage below, and only what has changed; `boxcar run quickstart` needs nothing
+    boxcar audit NAME        what a data set costs, what a cutoff or resolution would lose, what is wrong with it
     boxcar convert NAME      annotations to shards whose rows know their exact cost in tokens
     boxcar plan NAME         what an epoch of training will be, before a GPU is booked
     boxcar train NAME        shards to an adapter, on one machine or a cluster
     boxcar ablate NAME       whether progressive region sampling helps on your data: control arms at equal tokens
     boxcar evaluate NAME     box metrics of an adapter and its base on held-out shards
     boxcar predict           an adapter, an image, a phrase: boxes in the image's own pixels
+    boxcar view FOLDER       results or shards as a page for any browser: boxes, filters, before and after, rating
+    boxcar rate FILE...      what raters exported from that page: rates, agreement, people against IoU
     boxcar show SHARDS       look at a sample, its boxes drawn as its answer text says
     boxcar verify SHARDS     check every hash and every row
     boxcar tokens FAMILY WxH what an image costs
@@ -76,6 +79,111 @@ def convert(name: str, overrides: Sequence[str], path: Path, as_json: bool) -> N
     workflow = load_workflow(path, name, "convert", overrides)
     assert workflow.convert is not None
     convert_with_progress(workflow.convert, as_json=as_json)
+
+
+@main.command()
+@click.argument("target")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | SHARDS]...")
+@click.option("--file", "path", default="workflows.yaml", show_default=True, type=click.Path(path_type=Path), help="File of workflows.")
+@click.option(
+    "--family", "families", multiple=True, metavar="FAMILY[=TOKENIZER]", help="Beside the workflow's own; may stand several times."
+)
+@click.option("--cutoffs", metavar="N,N,...", help="Values of cutoff_len to try. Default: up to the longest sample.")
+@click.option("--pixels", metavar="N,N,...", help="Values of image_max_pixels to try. Default: up to the largest image.")
+@click.option("--keep", metavar="SHARE", help="Write the cheapest setting that keeps this share of turns into the workflow, such as 99.5%.")
+@click.option("--base", default="", help="Folder (or downloaded hub id) with the base's config.json: FLOPs, GPU-hours, memory.")
+@click.option("--gpu", default="H100", show_default=True, help="Whose peak FLOP/s count.")
+@click.option("--mfu", type=float, help="Share of the peak that training reaches. Default: 0.35, an assumption.")
+@click.option("--as", "consumers", multiple=True, metavar="TRAINER", help="What llama-factory or ms-swift[:left|:right] would do.")
+@click.option("--against", multiple=True, metavar="WORKFLOW", help="Look for this source's images in another workflow's (leakage).")
+@click.option("--perceptual", is_flag=True, help="Look for images that look alike, too: decodes every one.")
+@click.option("--no-duplicates", is_flag=True, help="Do not compare image files.")
+@click.option("--tokenizer", default="", help="With shards: where the tokenizer is now, if it has moved.")
+@click.option("--work", default="audits", show_default=True, type=click.Path(path_type=Path), help="Folder for columns and results.")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder for audit.json and audit.html. Default: WORK/TARGET.")
+@click.option("--html", is_flag=True, help="Write audit.html, one page that needs no network (extra `audit`).")
+@click.option("--json", "as_json", is_flag=True, help="Print the whole result as JSON instead of the tables.")
+def audit(
+    target: str,
+    overrides: Sequence[str],
+    path: Path,
+    families: Sequence[str],
+    cutoffs: str | None,
+    pixels: str | None,
+    keep: str | None,
+    base: str,
+    gpu: str,
+    mfu: float | None,
+    consumers: Sequence[str],
+    against: Sequence[str],
+    perceptual: bool,
+    no_duplicates: bool,
+    tokenizer: str,
+    work: Path,
+    out: Path | None,
+    html: bool,
+    as_json: bool,
+) -> None:
+    """Say what a data set costs, what a cutoff or a resolution would lose, and what is wrong with it. Needs no GPU and no torch.
+
+    \b
+    boxcar audit coco_qwen25vl --html                      annotations, without converting them
+    boxcar audit coco_qwen25vl --cutoffs 1024,2048,4096 --pixels 262144,1003520 --base Qwen/Qwen2.5-VL-7B-Instruct
+    boxcar audit coco_qwen25vl --family qwen3_vl --as llama-factory --against coco_val
+    boxcar audit shards/coco_qwen25vl                      the same from shards
+    boxcar audit coco_qwen25vl --keep 99.5%                and write the chosen settings
+
+    Lengths are conversion's own, to the token. TARGET is a workflow, or a folder of shards.
+    """
+    from tools.auditing.command import is_shards, numbers, run_audit, share
+    from tools.auditing.run import Request
+    from tools.workflows import load_workflow
+
+    kept = share(keep)
+    sources = []
+    for other in against:
+        other_workflow = load_workflow(path, other, "convert")
+        assert other_workflow.convert is not None
+        sources.append(other_workflow.convert)
+    request = Request(
+        families=families,
+        cutoffs=numbers(cutoffs, "--cutoffs"),
+        pixels=numbers(pixels, "--pixels"),
+        base=base,
+        gpu=gpu,
+        mfu=mfu,
+        tokenizer=tokenizer,
+        duplicates=not no_duplicates,
+        perceptual=perceptual,
+        against=sources,
+        consumers=consumers,
+        keep=kept,
+        work=work,
+    )
+    if is_shards(target):
+        if kept is not None:
+            raise click.UsageError("--keep writes into a workflow: audit the workflow, not its shards")
+        folders = [Path(target), *map(Path, overrides)]
+        sys.exit(run_audit(folders, None, request, file=path, out=out, page=html, as_json=as_json, write=False))
+    workflow = load_workflow(path, target, "convert", overrides)
+    write = kept is not None
+    sys.exit(run_audit(target, workflow, request, file=path, out=out, page=html, as_json=as_json, write=write))
+
+
+@main.command()
+@click.argument("first")
+@click.argument("second")
+@click.option("--json", "as_json", is_flag=True, help="Print the differences as JSON.")
+def diff(first: str, second: str, as_json: bool) -> None:
+    """Compare two conversions or audits: contracts, counts, tokens. Exit code 1 where they differ.
+
+    \b
+    boxcar diff shards/a shards/b
+    boxcar diff audits/coco_qwen25vl shards/coco_qwen25vl
+    """
+    from tools.auditing.command import run_diff
+
+    sys.exit(run_diff(first, second, as_json=as_json))
 
 
 @main.command()
@@ -232,6 +340,44 @@ def show(shards: Path, row: int, out: Path | None, images: str | None, no_pictur
     from tools.show import show_row
 
     show_row(shards, row, None if no_picture else out or Path(f"row-{row}.png"), images)
+
+
+@main.command()
+@click.argument("source", metavar="RESULTS|SHARDS")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: view/ within the source.")
+@click.option("--max-items", default=1000, show_default=True, type=click.IntRange(min=1), help="Of more, a sample of every stratum.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the sample.")
+def view(source: str, out: Path | None, max_items: int, seed: int) -> None:
+    """Write a page of RESULTS or SHARDS: one folder that a browser opens from disk, without a network.
+
+    \b
+    boxcar view runs/demo-1a2b3c/evaluation-4d5e6f
+    boxcar view shards/demo --out pages/demo --max-items 300
+
+    Boxes on the image as the model sees it, truth, adapter and base to switch on and off; questions, raw and parsed replies; filters and
+    sorting; raters press 1-4 and export a file for `boxcar rate`. Of results, the sample is even over task, size, right and wrong.
+    """
+    from tools.view import write_page
+
+    click.echo(f"open {write_page(source, out, max_items=max_items, seed=seed)}")
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="FILE...")
+@click.option("--results", type=click.Path(path_type=Path), help="The evaluation that was rated: IoU is then read there, not in the files.")
+@click.option("--json", "as_json", is_flag=True, help="Print the figures as JSON instead of the tables.")
+def rate(files: Sequence[Path], results: Path | None, as_json: bool) -> None:
+    """Merge what raters exported from a page of `boxcar view`.
+
+    \b
+    boxcar rate ratings-ann.json ratings-bob.csv
+    boxcar rate ratings-*.json --results runs/demo-1a2b3c/evaluation-4d5e6f --json
+
+    Rates with Wilson intervals, Cohen's kappa of each pair of raters, and how far people agree with IoU.
+    """
+    from tools.rate import rate as merge
+
+    merge(files, results, as_json=as_json)
 
 
 @main.command()

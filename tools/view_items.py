@@ -138,7 +138,7 @@ def spread(strata: Sequence[Hashable], names: Sequence[str], most: int, seed: in
     by_length = sorted(groups.items(), key=lambda group: (len(group[1]), str(group[0])))
     for number, (_, places) in enumerate(by_length):
         share = left // (len(by_length) - number)
-        places.sort(key=lambda place: (xxhash.xxh3_64_intdigest(names[place], seed=seed), place))
+        places.sort(key=lambda place: (xxhash.xxh3_64_intdigest(names[place].encode(), seed=seed), place))
         chosen += places[:share]
         left -= min(share, len(places))
     return sorted(chosen)
@@ -328,7 +328,7 @@ def items_of_shards(folder: str, most: int, seed: int) -> Shown:
     note = "" if len(rows) == store.num_rows else f"From {len(rows):,} of {store.num_rows:,} rows, chosen by hash. "
     num_items = len(items)
     if num_items > most:
-        strata = [(item.task, item.sizes[:1] and item.sizes[0]) for item in items]
+        strata = [(item.task, *item.sizes[:1]) for item in items]
         chosen = spread(strata, [f"{item.sample_id}/{item.turn}" for item in items], most, seed)
         note += f"{len(chosen):,} of {num_items:,} questions, evenly from {len(set(strata))} strata (task, size)."
         items = [items[place] for place in chosen]

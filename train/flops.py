@@ -5,6 +5,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch import nn
 
 from pipelines.families.patches import ResizeRule
 from train.model import Base, part_of
@@ -17,13 +18,16 @@ def shape_of(base: Base) -> ModelShape:
     kinds = {kind: re.compile(pattern) for kind, pattern in network.experts.items()}
     layer = re.compile(rf"(base_model\.model\.)?{re.escape(network.decoder_layers)}\.")
     head = next(weight for name, weight in base.head.named_parameters() if name in ("weight", "base_layer.weight"))
+    looked_up = {f"{name}.weight" for name, module in base.model.named_modules() if isinstance(module, nn.Embedding)}
     counts: Counter[str] = Counter()
     trained: Counter[str] = Counter()
     for name, parameter in base.model.named_parameters():
         part: str = part_of(name, network)
+        if name in looked_up:
+            continue
         if part == "language":
             if not layer.match(name):
-                continue  # embeddings are looked up, and the head sees labelled tokens only
+                continue  # the head sees labelled tokens only
             part = next((kind for kind, pattern in kinds.items() if pattern.search(name)), part)
         if parameter.requires_grad:
             trained[part] += _size(parameter)

@@ -72,8 +72,9 @@ class ModelShape:
     patches_per_token: int
     experts: Experts | None = None
 
-    def flops(self, tokens: int, length_squares: int, labelled: int, patches: int, patch_squares: int, images: int) -> float:
-        """FLOPs of forward and backward. length_squares: sum of document lengths squared; patch_squares: of images' patches."""
+    def flops(self, tokens: int, length_squares: int, labelled: int, patches: int, patch_squares: int, images: int = 0) -> float:
+        """FLOPs of forward and backward. length_squares: sum of document lengths squared; patch_squares: of images' patches; images: only
+        counts where there are experts, for the edges of images."""
         visual_tokens = patches // self.patches_per_token
         linear = (4 * self.language_weights + 2 * self.language_trained) * tokens
         if self.experts is not None:
@@ -92,10 +93,13 @@ class ModelShape:
         return float(linear + attention + head + vision + merger)
 
     def of_batch(self, batch: "MicroBatch") -> float:
-        lengths = np.diff(np.array(batch.borders, np.int64))[: len(batch.sample_ids)]
+        if batch.attention_mask is None:
+            lengths = np.diff(np.array(batch.borders, np.int64))[: len(batch.sample_ids)]
+        else:
+            lengths = batch.attention_mask.cpu().numpy().sum(axis=1, dtype=np.int64)
         patches = batch.image_grid_thw.cpu().prod(dim=1)
         labelled = int((batch.label_weights > 0).sum())
-        squares = int((lengths**2).sum()), int((patches**2).sum())
+        squares = int(np.dot(lengths, lengths)), int((patches**2).sum())
         return self.flops(batch.num_useful_tokens, squares[0], labelled, int(patches.sum()), squares[1], len(patches))
 
 
@@ -148,8 +152,9 @@ def _size(config: Mapping[str, Any], network: Network, lora: LoraConfig | None) 
     blocks, block_norms, vision_hidden, depth = _tower(vision, kind)
     mergers, merger_norms = _mergers(vision, kind, hidden, vision_hidden)
     patch = vision["patch_size"] ** 2 * 3 * vision.get("temporal_patch_size", 2) * vision_hidden
-    embedded = (vision.get("num_position_embeddings", 0) + 1) * vision_hidden if kind == "qwen3_vl" else 0
-    vision_weights = depth * (sum(one.weights for one in blocks) + block_norms) + patch + embedded
+    patch += vision_hidden if kind == "qwen3_vl" else 0  # its bias
+    positions = vision["num_position_embeddings"] * vision_hidden if kind == "qwen3_vl" else 0  # looked up, not multiplied
+    vision_weights = depth * (sum(one.weights for one in blocks) + block_norms) + patch
     merger_weights = sum(one.weights for one in mergers) + merger_norms
     language = layers * (sum(one.weights for one in decoder) + decoder_norms)
     head = hidden * text["vocab_size"]
@@ -178,7 +183,7 @@ def _size(config: Mapping[str, Any], network: Network, lora: LoraConfig | None) 
         merger_trained=trained["merger"],
         patches_per_token=vision.get("spatial_merge_size", 2) ** 2,
     )
-    every = language + hidden + head * (1 if tied else 2) + vision_weights + merger_weights
+    every = language + hidden + head * (1 if tied else 2) + vision_weights + positions + merger_weights
     return NetworkSize(shape, every, sum(trained.values()), hidden, layers)
 
 

@@ -151,7 +151,7 @@ def test_a_question_about_several_labels_goes_by_what_the_reply_calls_its_boxes(
         )
     )
     got = values(found, "objects")
-    assert (got["precision_50"], got["recall_50"]) == (pytest.approx(1 / 4), pytest.approx(1 / 2))
+    assert [got["precision_50"], got["recall_50"]] == pytest.approx([1 / 4, 1 / 2])
     assert got["hallucinated"] == 1.0  # the one absent label, bird, was given a box
     assert got["stray"] == pytest.approx(1 / 4)
     assert values(found, "rec")["acc_50"] is None

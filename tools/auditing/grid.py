@@ -245,20 +245,20 @@ def _box(bucket: int, row: list[float]) -> Box:
     return Box(size_px=name, boxes=int(row[0]), mean_iou=row[1] / row[0], under=under)
 
 
-def percentiles(histogram: IntColumn) -> dict[int, int]:
+def percentiles(histogram: IntColumn) -> dict[str, int]:
     """Percentile -> value, by nearest rank over exact counts; {} where there are none."""
     total = int(histogram.sum())
     if not total:
         return {}
     running = np.cumsum(histogram)
-    return {percent: int(np.searchsorted(running, max(1, -(-total * percent // 100)))) for percent in PERCENTILES}
+    return {str(percent): int(np.searchsorted(running, max(1, -(-total * percent // 100)))) for percent in PERCENTILES}
 
 
-def coarse(histogram: IntColumn, num_bins: int = 80) -> dict[int, int]:
+def coarse(histogram: IntColumn, num_bins: int = 80) -> dict[str, int]:
     """Lower end of each bin -> count: at most `num_bins` of one width, empty ones left out."""
     if not histogram.any():
         return {}
     width = max(1, -(-len(histogram) // num_bins))
     values = np.flatnonzero(histogram)
     sums = np.bincount(values // width, histogram[values]).astype(np.int64)
-    return {int(place) * width: int(count) for place, count in enumerate(sums) if count}
+    return {str(place * width): int(count) for place, count in enumerate(sums) if count}

@@ -34,9 +34,9 @@ class Resolution(msgspec.Struct, kw_only=True):
     min_pixels: int
     images: int
     visual_tokens: int
-    image_tokens: dict[int, int]
+    image_tokens: dict[str, int]
     """Percentile -> visual tokens of an image."""
-    image_tokens_histogram: dict[int, int]
+    image_tokens_histogram: dict[str, int]
     boxes: int
     under_one_token: int
     """Boxes whose shorter side is under one visual token."""
@@ -138,9 +138,9 @@ class FamilyResult(msgspec.Struct, kw_only=True):
     tasks: dict[str, Share]
     categories: dict[str, Share]
     splits: dict[str, Share]
-    sample_tokens: dict[int, int]
+    sample_tokens: dict[str, int]
     """Percentile -> tokens of a sample with all its turns."""
-    sample_tokens_histogram: dict[int, int]
+    sample_tokens_histogram: dict[str, int]
     longest: list[Example]
     smallest: list[Example]
     resolutions: list[Resolution]
@@ -171,12 +171,12 @@ class Consumer(msgspec.Struct, kw_only=True):
     samples: int
     would_crash: int
     would_drop: int
-    loses_question_end: int
+    loses_question: int
     loses_answer: int
     mean_box_shift_px: float
     """Mean over boxes of the largest distance of a corner, in pixels of the image that the model sees, where boxes are not rescaled."""
     mean_box_iou: float
-    """IoU of the boxes as they would be read with what they should be."""
+    """IoU of the boxes as they would be read with what they should be; 1 where a family's boxes do not hang on the size."""
     boxes: int
     examples: dict[str, list[str]]
 
@@ -190,6 +190,8 @@ class AuditResult(msgspec.Struct, kw_only=True):
     source: str
     kind: str
     """annotations or shards."""
+    images_root: str
+    """Where relative paths of images start."""
     records_read: int
     sizes_trusted: bool
     rules: dict[str, Finding]

@@ -8,6 +8,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -216,8 +217,11 @@ def _command(workflow: Path) -> list[str]:
 
 
 def _train(workflow: Path) -> Path:
-    """To the end. Raises CalledProcessError with what it said."""
-    subprocess.run(_command(workflow), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    """To the end. Raises CalledProcessError; what the run said is on stderr then."""
+    done = subprocess.run(_command(workflow), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False)
+    if done.returncode:
+        sys.stderr.write(done.stderr.decode(errors="replace"))
+        raise subprocess.CalledProcessError(done.returncode, done.args)
     return _run_folder(workflow)
 
 

@@ -327,7 +327,7 @@
     const fixed = about();
     const columns = [...Object.keys(fixed), "sample_id", "turn", "rating", "task", "iou", "right"];
     // A cell that begins like a formula gets a quote before it: spreadsheets would run it.
-    const cell = (value) => { const text = value === null || value === undefined ? "" : String(value); const safe = typeof value === "string" && /^[=+\-@\t\r]/.test(text) ? `'${text}` : text; return /[",\n\r]/.test(safe) ? `"${safe.replace(/"/g, '""')}"` : safe; };
+    const cell = (value) => { const text = value === null || value === undefined ? "" : String(value); const safe = typeof value === "string" && /^[=+\-@\t\r']/.test(text) ? `'${text}` : text; return /[",\n\r]/.test(safe) ? `"${safe.replace(/"/g, '""')}"` : safe; };
     const lines = exported().map((one) => { const row = { ...fixed, ...one }; return columns.map((name) => cell(row[name])).join(","); });
     download(fileName("csv"), "text/csv", `${[columns.join(","), ...lines].join("\r\n")}\r\n`);
   }

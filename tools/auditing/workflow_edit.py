@@ -1,4 +1,4 @@
-"""Settings into workflows.yaml, with every comment and blank kept: the text is changed where the values stand, and proved by reading."""
+"""Settings into workflows.yaml, every comment kept: the text is changed where the values stand, and proved by reading it again."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -174,7 +174,7 @@
     const unit = Math.max(picture.width / Math.max(200, svg.clientWidth || 720), picture.height / Math.max(150, svg.clientHeight || 480));
     const text = one.label.length > 28 ? `${one.label.slice(0, 27)}…` : one.label;
     let length = 0;
-    for (const letter of text) length += letter.codePointAt(0) > 0x2e80 ? 12.5 : 7;
+    for (const letter of text) length += letter.codePointAt(0) > 0x2e80 ? 12.5 : 7.6;
     const height = 16 * unit, width = (length + 8) * unit;
     const x = Math.max(0, Math.min(one.box[0], picture.width - width));
     // Truth above its box, predictions below: tags of boxes that agree do not hide each other.

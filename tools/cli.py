@@ -50,6 +50,9 @@ def main() -> None:
     boxcar predict           an adapter, an image, a phrase: boxes in the image's own pixels
     boxcar view FOLDER       results or shards as a page for any browser: boxes, filters, before and after, rating
     boxcar rate FILE...      what raters exported from that page: rates, agreement, people against IoU
+    boxcar export            an adapter, or base and adapter merged, for transformers and vLLM
+    boxcar export-data       shards for LLaMA-Factory, ms-swift or COCO tools
+    boxcar export-results    answers as COCO detections or Label Studio tasks
     boxcar show SHARDS       look at a sample, its boxes drawn as its answer text says
     boxcar verify SHARDS     check every hash and every row
     boxcar tokens FAMILY WxH what an image costs
@@ -378,6 +381,48 @@ def rate(files: Sequence[Path], results: Path | None, as_json: bool) -> None:
     from tools.rate import rate as merge
 
     merge(files, results, as_json=as_json)
+
+
+@main.command("export-data")
+@click.argument("shards")
+@click.option("--to", required=True, type=click.Choice(["coco", "llama-factory", "ms-swift"]), help="Who is to read it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.option("--tokenizer", default="", help="Where the tokenizer is now, if it has moved.")
+def export_data(shards: str, to: str, out: Path, tokenizer: str) -> None:
+    """Write SHARDS for another program, boxes in the frame that it will really use; README.txt in the folder says which.
+
+    \b
+    boxcar export-data shards/coco_qwen25vl --to llama-factory --out lf
+    boxcar export-data shards/coco_qwen25vl --to ms-swift --out swift
+    boxcar export-data shards/coco_qwen25vl --to coco --out coco
+    """
+    from tools.export_data import export_data as write
+
+    _tell_counts(out / "README.txt", write(shards, to, out, tokenizer))
+
+
+@main.command("export-results")
+@click.argument("results", type=click.Path(path_type=Path))
+@click.option("--to", required=True, type=click.Choice(["coco-detections", "label-studio"]), help="Who is to read it.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write; others stand beside it.")
+@click.option("--arm", default="adapter", show_default=True, help="Whose answers: adapter or base.")
+@click.option("--images-url", default="", help="label-studio: what stands before an image's file name.")
+def export_results(results: Path, to: str, out: Path, arm: str, images_url: str) -> None:
+    """Write the answers of RESULTS for another program; a .txt beside the file says what boxes and scores are.
+
+    \b
+    boxcar export-results runs/demo-1a2b3c/evaluation-4d5e6f --to coco-detections --out detections.json
+    boxcar export-results runs/demo-1a2b3c/evaluation-4d5e6f --to label-studio --out tasks.json --images-url "/data/local-files/?d=coco/"
+    """
+    from tools.export_results import export_results as write
+
+    _tell_counts(out.with_name(f"{out.stem}.txt"), write(results, to, out, arm=arm, images_url=images_url))
+
+
+def _tell_counts(readme: Path, counts: dict[str, int]) -> None:
+    for name, count in sorted(counts.items()):
+        click.echo(f"{name}: {count}")
+    click.echo(f"read {readme}")
 
 
 @main.command()

@@ -190,16 +190,21 @@ def _questions(job: _Job, row: Row, texts: list[str]) -> list[str]:
     return ["<image>" * len(row["images"]) + texts[0], *texts[1:]]
 
 
-def _require_smart_resize(job: _Job, program: str) -> SmartResize:
-    resize = job.frame.family.resize
-    if not isinstance(resize, SmartResize):
+TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
+"""LLaMA-Factory's name of the template of each `model_type`; ms-swift finds its own from the model."""
+
+
+def _require_known(job: _Job, program: str) -> SmartResize:
+    """The family's resize, which is one that both programs know. Raises ConfigError for other families."""
+    family = job.frame.family
+    if family.network.model_type not in TEMPLATES or not isinstance(family.resize, SmartResize):
         raise ConfigError(
             "--to",
-            found=f"{program} for shards of {job.frame.family.title}",
-            expected="shards of Qwen2-VL, Qwen2.5-VL or Qwen3-VL",
+            found=f"{program} for shards of {family.title}",
+            expected=f"shards of a family that it trains as Boxcar does: {', '.join(TEMPLATES)}",
             fix="Convert for one of them, or export COCO.",
         )
-    return resize
+    return family.resize
 
 
 # ---- LLaMA-Factory
@@ -254,7 +259,7 @@ def llama_factory_size(size_wh: tuple[int, int], limits: PixelLimits, resize: Sm
 
 
 def _llama_factory(job: _Job) -> str:
-    resize, limits = _require_smart_resize(job, "llama-factory"), job.frame.limits
+    resize, limits = _require_known(job, "llama-factory"), job.frame.limits
     absolute = isinstance(job.frame.family.grid, ResizedPixelGrid)
     conversations = []
     num_resized = 0
@@ -294,7 +299,7 @@ def _llama_factory(job: _Job) -> str:
     return _LLAMA_FACTORY_README.format(
         grid=family.grid.description,
         out=job.out.absolute(),
-        template=family.name if family.name != "qwen2_5_vl" else "qwen2_vl",
+        template=TEMPLATES[family.network.model_type],
         max_pixels=limits.max_pixels,
         min_pixels=limits.min_pixels,
         frames=_ABSOLUTE_FRAMES.format(num=num_resized) if absolute else _RELATIVE_FRAMES,
@@ -332,7 +337,7 @@ _JSON_BOX = re.compile(r'(?<="bbox_2d": )\[[0-9]+, [0-9]+, [0-9]+, [0-9]+\]')
 
 
 def _swift(job: _Job) -> str:
-    _require_smart_resize(job, "ms-swift")
+    _require_known(job, "ms-swift")
     box_text = job.frame.family.box_text
     mark = partial(_mark_tags, box_text) if isinstance(box_text, TaggedBoxText) else _mark_json
     with (job.out / "data.jsonl").open("w", encoding="utf-8") as stream:

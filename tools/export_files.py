@@ -35,8 +35,8 @@ class ImageFile:
 class ImageFiles:
     """Finds or writes the file of each image of rows; each image once."""
 
-    def __init__(self, store: ShardStore, folder: Path) -> None:
-        """folder: where images are written that cannot be used in place."""
+    def __init__(self, store: ShardStore | None, folder: Path) -> None:
+        """store: where embedded images are; None where there are none. folder: where images are written that cannot be used in place."""
         self.num_written = 0
         self._store = store
         self._folder = folder
@@ -58,9 +58,12 @@ class ImageFiles:
         if path is not None and image["orientation"] == 1 and not resized:
             local = storage.local_path(path)
             return ImageFile(path if local is None else os.path.abspath(local), size)
-        name = path or f"{self._store.folders[folder].path}|{image['shard']}|{image['shard_row']}"
+        name, data = path, None
+        if path is None:
+            assert self._store is not None, "whoever has embedded images has their store"
+            name = f"{self._store.folders[folder].path}, image shard {image['shard']}, row {image['shard_row']}"
+            data = self._store.image_bytes(folder, image["shard"], image["shard_row"])
         stem = xxhash.xxh3_64_hexdigest(f"{name}|{resized}".encode())
-        data = None if path is not None else self._store.image_bytes(folder, image["shard"], image["shard_row"])
         picture = load_image(path) if data is None else decode_image(data, name)
         if resized:
             seen = image["resized_width"], image["resized_height"]

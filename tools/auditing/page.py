@@ -2,8 +2,8 @@
 
     AuditResult ──> page.html (jinja2, escaped) + plotly.js + the result as JSON + thumbnails of the worst samples
 
-Whatever the page shows of numbers is the JSON of `--json`: the sliders choose a point of the grid. Labels, paths and messages are untrusted:
-the template escapes them, and the script writes them as text alone.
+Whatever the page shows of numbers is the JSON of `--json`: the sliders choose a point of the grid. Labels, paths and messages are
+untrusted: the template escapes them, and the script writes them as text alone.
 """
 
 import base64

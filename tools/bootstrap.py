@@ -1,7 +1,7 @@
 """Set up and run, on a machine with nothing but Python and pip. Standard library only.
 
-    python tools/bootstrap.py demo    a virtual environment in .venv; draw a small data set, convert, verify and show it
-    python tools/bootstrap.py test    a virtual environment in .venv-test; lint, types, floor plan, tests
+    python tools/bootstrap.py quickstart    a virtual environment in .venv; then `boxcar run quickstart`: convert, train, measure, a page
+    python tools/bootstrap.py test          a virtual environment in .venv-test; lint, types, floor plan, tests
 
 constraints.txt pins what was tested; the package itself states ranges.
 """
@@ -34,19 +34,15 @@ def environment(folder: Path, *requirements: str) -> Path:
     return programs
 
 
-def demo() -> None:
-    programs = environment(ROOT / ".venv", "-e .")
-    boxcar = str(programs / "boxcar")
-    run(boxcar, "demo")
-    run(boxcar, "convert", "demo")
-    run(boxcar, "verify", "shards/demo")
-    run(boxcar, "show", "shards/demo", "--row", "1", "--out", "shards/demo-row-1.png")
-    print(f"\nDone. Look at shards/demo-row-1.png. The command is {programs / 'boxcar'}; `boxcar --help` says what else there is.")
+def quickstart() -> None:
+    # torch first: on a machine without a GPU the pinned version is the CPU build, and nothing after it may choose another.
+    programs = environment(ROOT / ".venv", "torch", "-e .[train,eval]")
+    run(str(programs / "boxcar"), "run", "quickstart")
+    print(f"\nDone. Open the page. The command is {programs / 'boxcar'}; `boxcar --help` says what else there is.")
 
 
 def test() -> None:
-    # torch first: on a machine without a GPU the pinned version is the CPU build, and nothing after it may choose another.
-    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,dev]")
+    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,eval,dev]")
     python = str(programs / "python")
     run(str(programs / "ruff"), "check", ".")
     run(str(programs / "ruff"), "format", "--check", ".")
@@ -56,7 +52,7 @@ def test() -> None:
 
 
 def main() -> int:
-    commands = {"demo": demo, "test": test}
+    commands = {"quickstart": quickstart, "test": test}
     if len(sys.argv) != 2 or sys.argv[1] not in commands:
         print(__doc__)
         return 2

@@ -114,9 +114,10 @@ def work_of(outcome: Outcome) -> tuple[int, int, int, int, int]:
 
 
 def cost_rule(family: Family, train: TrainConfig, bases: list[str], gpu: str, mfu: float | None) -> CostRule:
-    """bases: folders, config.json files or hub ids to look for, the first that is there counts; the first may be "" for none.
+    """bases: folders, config.json files or hub ids to look for: the one that was named ("" for none), then others. The first that is there
+    and of the family's model_type counts.
 
-    Raises ConfigError for a GPU whose peak is not known, an MFU out of range, or a config that does not fit the family.
+    Raises ConfigError for a GPU whose peak is not known, an MFU out of range, or a named base that is not there.
     """
     if gpu not in PEAK_TFLOPS and train.peak_tflops is None:
         raise ConfigError("--gpu", found=repr(gpu), expected=f"one of {', '.join(PEAK_TFLOPS)}", fix="Or set train.peak_tflops.")
@@ -124,15 +125,20 @@ def cost_rule(family: Family, train: TrainConfig, bases: list[str], gpu: str, mf
     if not 0 < mfu <= 1:
         raise ConfigError("--mfu", found=f"{mfu:g}", expected="a share above 0, at most 1")
     lora = None if train.method == "full" else train.lora
+    if bases and bases[0] and find_config(bases[0]) is None:
+        raise ConfigError("--base", found=repr(bases[0]), expected="a folder with config.json, or a hub id that was downloaded before")
     for base in bases:
         if config := find_config(base):
             loaded = _read(config)
-            if base is not bases[0] and loaded.get("model_type") != family.network.model_type:
-                continue  # a tokenizer's folder may hold the config of another family's base; one that was named must fit
-            return CostRule(size_of_config(loaded, family.network, lora, str(config)), str(config), gpu, mfu, train)
-    if bases and bases[0]:
-        raise ConfigError("--base", found=repr(bases[0]), expected="a folder with config.json, or a hub id that was downloaded before")
+            if loaded.get("model_type") == family.network.model_type:
+                return CostRule(size_of_config(loaded, family.network, lora, str(config)), str(config), gpu, mfu, train)
     return CostRule(None, "", gpu, mfu, train)
+
+
+def require_used(base: str, families: list[str], used: list[str]) -> None:
+    """Raises ConfigError where a base that was named fits none of the families. used: the config.json that each was counted from."""
+    if base and not any(used):
+        raise ConfigError("--base", found=f"{base}, whose model_type fits no family here", expected=f"a base of {', '.join(families)}")
 
 
 def find_config(base: str) -> Path | None:

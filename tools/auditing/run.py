@@ -23,7 +23,7 @@ from schemas.manifest import Finding, Rejections
 from schemas.training import TrainConfig
 from schemas.workflow import ConvertConfig, Workflow
 from tools.auditing.consumers import consumer_result
-from tools.auditing.cost import DEFAULT_GPU, cost_rule
+from tools.auditing.cost import DEFAULT_GPU, cost_rule, require_used
 from tools.auditing.grid import Swept, coarse, knees_of, percentiles, plan_grid, require_something, resolutions_of, settings_of, sweep
 from tools.auditing.pictures import duplicates_of, leakage_of, look_alikes_of
 from tools.auditing.result import AuditResult, Consumer, FamilyResult
@@ -174,6 +174,7 @@ def _audit(sources: Sequence[Source], request: Request, train: TrainConfig, say:
             result.alike = labels_alike(sorted(facts.labels))
         require_something(swept)
         result.families.append(_family(source.frame, swept, request, train))
+    require_used(request.base, [one.family for one in result.families], [one.assumptions.base for one in result.families])
     for name in request.consumers:
         result.consumers.append(_consumer(name, sources[0], say))
     return result

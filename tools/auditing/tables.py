@@ -21,10 +21,10 @@ def print_audit(console: Console, result: AuditResult, *, page: str = "", folder
     console.print()
     for family in result.families:
         _say(console, headline(family), style="bold")
-        console.print(_grid(family))
-        console.print(_knees(family))
-        console.print(_tokens(family))
-        console.print(_small(family))
+        _print(console, _grid(family))
+        _print(console, _knees(family))
+        _print(console, _tokens(family))
+        _print(console, _small(family))
         for line in family.assumptions.lines:
             _say(console, f"  cost: {line}", style="dim")
         for note in family.notes:
@@ -42,6 +42,11 @@ def print_audit(console: Console, result: AuditResult, *, page: str = "", folder
     console.print(Text("  boxcar audit NAME --keep 99.5%   write the cheapest such setting into the workflow"))
 
 
+def _print(console: Console, table: Table) -> None:
+    """A table of numbers, as wide as it must be: the terminal breaks the line, not the number."""
+    console.print(table, width=max(console.width, 132), soft_wrap=True)
+
+
 def _say(console: Console, text: str, style: str = "") -> None:
     console.print(Text(visible(text), style=style), soft_wrap=True)
 
@@ -50,7 +55,7 @@ def headline(family: FamilyResult) -> str:
     """The answer in one sentence."""
     own = own_setting(family)
     lost = f"{own.turns_lost:,} of {own.turns:,} turns and {own.boxes_lost:,} of {own.boxes:,} boxes are lost"
-    kept = "nothing is lost" if not own.turns_lost else lost
+    kept = "no sample gives a turn" if not own.turns else "nothing is lost" if not own.turns_lost else lost
     long = f", {own.long:,} samples do not fit one sequence" if own.long else ""
     cost = f", {own.gpu_hours:,.2g} GPU-hours an epoch on {family.assumptions.gpu}" if own.gpu_hours is not None else ""
     return (
@@ -68,46 +73,32 @@ def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
     for number, column in enumerate(columns):
         left = column.startswith("<") or not number
-        table.add_column(column.removeprefix("<"), justify="left" if left else "right", overflow="fold")
+        # A number that is cut is another number: it would rather run over the edge.
+        table.add_column(column.removeprefix("<"), justify="left" if left else "right", overflow="fold", no_wrap=not column.startswith("<"))
     return table
 
 
 def _grid(family: FamilyResult) -> Table:
     """What cutoffs do at the workflow's resolution, and what resolutions do at its cutoff."""
-    table = _table(
-        "What if",
-        "pixels",
-        "cutoff",
-        "whole",
-        "long",
-        "trimmed",
-        "rejected",
-        "turns kept",
-        "boxes lost",
-        "under 1 token",
-        "tokens",
-        "fill",
-        "padded",
-        "GPU-h",
-        "GB",
-    )
+    costs = family.assumptions.base != ""
+    head = ("pixels", "cutoff", "whole", "long", "trimmed", "rejected", "turns kept", "boxes lost", "tokens", "fill", "padded")
+    table = _table("What if", *head, *(("GPU-h", "GB") if costs else ()))
     shown = [one for one in family.settings if one.max_pixels == family.max_pixels or one.cutoff_len == family.cutoff_len]
     for one in sorted(shown, key=lambda one: (one.cutoff_len != family.cutoff_len, one.max_pixels, one.cutoff_len)):
         is_own = (one.max_pixels, one.cutoff_len) == (family.max_pixels, family.cutoff_len)
-        table.add_row(
+        cells = [
             ("> " if is_own else "  ") + f"{one.max_pixels:,}",
             f"{one.cutoff_len:,}",
             *(f"{count:,}" if count else "-" for count in (one.whole, one.long, one.trimmed, one.over)),
             f"{one.turns_kept:.2%}",
             f"{one.boxes_lost:,}" if one.boxes_lost else "-",
-            f"{one.under_one_token:,}" if one.under_one_token else "-",
             f"{one.tokens:,}",
             f"{one.fill:.1%}",
             f"{one.padded_fill:.1%}",
-            "" if one.gpu_hours is None else f"{one.gpu_hours:.3g}",
-            "" if one.memory_gb is None else f"{one.memory_gb:,.0f}",
-            style="bold" if is_own else "",
-        )
+        ]
+        if costs:
+            cells += ["" if one.gpu_hours is None else f"{one.gpu_hours:.3g}", "" if one.memory_gb is None else f"{one.memory_gb:,.0f}"]
+        table.add_row(*cells, style="bold" if is_own else "")
     table.caption = (
         "samples: whole: fits one sequence; long: an epoch takes what fits, or it is split; trimmed: loses turns; rejected: loses all. "
         "fill: packed by the trainer's own packer; padded: batches of global_batch padded to their longest"
@@ -121,7 +112,7 @@ def _knees(family: FamilyResult) -> Table:
     by_key = {(one.max_pixels, one.cutoff_len): one for one in family.settings}
     for knee in family.knees:
         if knee.max_pixels is None or knee.cutoff_len is None:
-            table.add_row(f"{knee.keep:.4g}".rstrip("0") if knee.keep < 1 else "all", "none of the grid", "", "", "")
+            table.add_row(f"{knee.keep:.2%}" if knee.keep < 1 else "all", "none of the grid", "", "", "")
             continue
         one = by_key[knee.max_pixels, knee.cutoff_len]
         hours = "" if one.gpu_hours is None else f"{one.gpu_hours:.3g}"
@@ -136,7 +127,9 @@ def _knees(family: FamilyResult) -> Table:
 def _tokens(family: FamilyResult) -> Table:
     total = sum(family.kinds.values()) or 1
     kinds = ", ".join(f"{name} {tokens / total:.1%}" for name, tokens in family.kinds.items() if tokens)
-    table = _table(f"Where the {total:,} tokens are: {kinds}", "", "total", "p1", "p10", "p50", "p90", "p95", "p99", "max")
+    table = _table(
+        f"Where the {sum(family.kinds.values()):,} tokens are: {kinds}", "", "total", "p1", "p10", "p50", "p90", "p95", "p99", "max"
+    )
     resolution = next(one for one in family.resolutions if one.max_pixels == family.max_pixels)
     for name, tokens, percentiles in (
         ("an image", resolution.visual_tokens, resolution.image_tokens),

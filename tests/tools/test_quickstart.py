@@ -1,0 +1,48 @@
+"""The quick start in a shortened form: every stage, and none of them twice."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tools.cli import main
+
+SHORT = (
+    "scenes.num_train=20",
+    "scenes.num_held_out=10",
+    "convert.executor=inline",
+    "train.placement.executor=inline",
+    "train.max_steps=2",
+    "evaluate.max_samples=4",
+    "evaluate.max_new_tokens=64",
+)
+
+
+@pytest.mark.slow
+def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    first = CliRunner().invoke(main, ["run", "quickstart", *SHORT], catch_exceptions=False)
+    assert first.exit_code == 0, first.output
+    assert "skipped" not in first.output
+    (results,) = tmp_path.glob("runs/quickstart-*/evaluation-*/results.json")
+    figures = json.loads(results.read_text())
+    assert list(figures["arms"]) == ["adapter", "base"]
+    assert list(figures["forgetting"]["arms"]) == ["adapter", "base"]
+    page = Path(re.search(r"open (\S+index\.html)", first.output.replace("\n", ""))[1])  # type: ignore[index]
+    assert page.is_file()
+    assert len(list((tmp_path / "data" / "quickstart" / "new").glob("*-found.png"))) == 3
+    second = CliRunner().invoke(main, ["run", "quickstart", *SHORT], catch_exceptions=False)
+    assert second.exit_code == 0, second.output
+    assert second.output.count("skipped: same annotations, same settings") == 5
+    assert "skipped: drawn with these settings" in second.output
+    assert "skipped: finished in" in second.output
+    assert "skipped: same weights, shards and settings" in second.output
+
+
+def test_an_unknown_workflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = CliRunner().invoke(main, ["run", "nothing"])
+    assert found.exit_code == 2
+    assert "no such file" in found.output

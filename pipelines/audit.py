@@ -1,6 +1,6 @@
 """An audit's one pass over annotations: headers and strings -> columns, unit by unit, with the very readers, rules and turns of conversion.
 
-    reader.plan ──> units ──> Ray Data or this process ──> things-00012.columns, texts-qwen2_5_vl-00012.columns ──> chunks of 16 units
+    reader.plan ──> units ──> Ray Data or this process ──> things-00012.columns, texts-qwen2_5_vl-00012.columns ──> chunks of units
                                                           (kept: a stopped or repeated audit reads them again)
 
 Nothing is converted: no ids are written and no image is decoded. A family that is asked for later adds its texts alone.
@@ -33,7 +33,8 @@ from schemas.errors import BoxcarError, ConfigError
 from schemas.record import Record, Rejected
 from schemas.workflow import ConvertConfig
 
-UNITS_PER_CHUNK = 16
+UNITS_PER_CHUNK = 2
+"""Some 8,000 records: their columns stay in the caches, which was twice as fast as 16 units."""
 LARGE_RECORDS = 50_000
 """From here on, several workers earn what Ray costs to start."""
 _NOT_READ = ("output", "executor", "num_workers", "family", "tokenizer", "cutoff_len", "image_max_pixels", "image_min_pixels")

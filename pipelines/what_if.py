@@ -67,6 +67,16 @@ class Measured:
     """(B,) tokens of each box's four numbers."""
     turn_tokens: IntColumn
     """(T,) question and answer."""
+    labelled: IntColumn
+    """(T,) the answer, and what closes the turn."""
+    patches: IntColumn
+    """(D,) of all images of a draft's record."""
+    patch_squares: IntColumn
+    """(D,) sum of their squares."""
+    num_spoken: int
+    """Boxes that some turn speaks of."""
+    values: IntColumn
+    """(B, 4) model units of each box."""
 
 
 def measure(things: Things, texts: Texts, grammar: Grammar, limits: PixelLimits, max_pixels: IntColumn | None = None) -> Measured:
@@ -75,16 +85,26 @@ def measure(things: Things, texts: Texts, grammar: Grammar, limits: PixelLimits,
     visual = np.where(sizes.refused, 0, sizes.visual_tokens)
     extra = np.where(sizes.refused, 0, visual + grammar.family.chat.extra_placeholders)
     placeholders = np.diff(offsets_of(extra)[things.image_offsets])
-    box_numbers = number_tokens(things, grammar, sizes)
+    values, _, _ = quantised(things, grammar, sizes)
+    box_numbers: IntColumn = np.asarray(grammar.numbers.of(values).sum(axis=1, dtype=np.int64))
     running = offsets_of(box_numbers[texts.box_rows])
-    numbers = running[texts.box_offsets[1:]] - running[texts.box_offsets[:-1]]
+    at_end = running[texts.box_offsets[1:]]
+    in_answer = at_end - running[texts.box_offsets[:-1] + texts.turn_question_boxes]
+    patches = sizes.grid_h * sizes.grid_w
+    spoken = np.zeros(len(things.boxes), np.bool_)
+    spoken[texts.box_rows] = True
     return Measured(
+        num_spoken=int(spoken.sum()),
+        values=values,
         sizes=sizes,
         visual=visual,
         placeholders=placeholders,
         base=texts.draft_header + placeholders[texts.draft_records],
         box_numbers=box_numbers,
-        turn_tokens=texts.turn_question.astype(np.int64) + texts.turn_answer + numbers,
+        turn_tokens=texts.turn_question + texts.turn_answer + (at_end - running[texts.box_offsets[:-1]]),
+        labelled=texts.turn_answer + in_answer + grammar.turn_close,
+        patches=np.diff(offsets_of(patches)[things.image_offsets])[texts.draft_records],
+        patch_squares=np.diff(offsets_of(patches**2)[things.image_offsets])[texts.draft_records],
     )
 
 
@@ -295,10 +315,9 @@ class Outcome:
         _add(self, other)
 
 
-def landscape_of(things: Things, texts: Texts, grammar: Grammar, limits: PixelLimits) -> Landscape:
-    """Images and boxes of a chunk under pixel limits."""
-    family = grammar.family
-    sizes = resize(things, family, limits)
+def landscape_of(things: Things, texts: Texts, grammar: Grammar, measured: Measured) -> Landscape:
+    """Images and boxes of a chunk, as it was measured under pixel limits."""
+    family, sizes = grammar.family, measured.sizes
     open_records = ~(things.rejected | texts.refused)
     record_of_image = np.repeat(np.arange(things.num_records), np.diff(things.image_offsets))
     used = open_records[record_of_image]
@@ -311,10 +330,14 @@ def landscape_of(things: Things, texts: Texts, grammar: Grammar, limits: PixelLi
     )
     if not found.boxes:
         return found
-    values, size_wh, resized_wh = (column[boxes] for column in quantised(things, grammar, sizes))
-    drawn = things.boxes[boxes]
+    rows = slice(None) if boxes.all() else boxes
+    values, drawn = measured.values[rows], things.boxes[rows]
+    references = things.box_references[rows]
+    size_wh = things.sizes_wh.astype(np.int64)[references]
+    resized_wh = np.maximum(np.stack([sizes.width, sizes.height], axis=1), 1)[references]
     sides = geometry.sides(drawn)
-    in_tokens = sides * (resized_wh / size_wh / np.array(family.resize.pixels_per_token))
+    per_pixel = np.stack([sizes.width, sizes.height], axis=1) / things.sizes_wh / np.array(family.resize.pixels_per_token)
+    in_tokens = sides * per_pixel[references]
     shorter = in_tokens.min(axis=1)
     found.under_one, found.under_two = int((shorter < 1).sum()), int((shorter < 2).sum())
     overlap = geometry.iou_pairs(drawn, family.grid.dequantise(values, size_wh, resized_wh))
@@ -369,14 +392,16 @@ def outcome_of(
     max_pixels: IntColumn | None,
     cutoff_len: int,
     over_length: OverLength,
+    *,
+    with_counts: bool = True,
 ) -> Outcome:
-    """What a setting makes of a chunk. max_pixels: (M,) where images were shrunk."""
+    """What a setting makes of a chunk. max_pixels: (M,) where images were shrunk. with_counts: also what the manifest will say."""
     rule = grammar.rule(cutoff_len)
     single = rule.one_question_per_image
     decided = decide_columns(measured.base, measured.turn_tokens, texts.turn_offsets, texts.draft_ordered, rule)
     filled = fill(decided, measured.base, measured.turn_tokens, texts.turn_offsets, rule, split=over_length == "split")
     outcome = Outcome()
-    _count_samples(outcome, things, texts, decided, limits, max_pixels)
+    _count_samples(outcome, things, texts, decided, limits, max_pixels, measured.num_spoken)
     owner = np.repeat(np.arange(len(decided.alive)), np.diff(texts.turn_offsets))
     visual = measured.placeholders[texts.draft_records]
     own = measured.turn_tokens + rule.around_answer
@@ -394,12 +419,11 @@ def outcome_of(
     outcome.documents = np.bincount(doc_tokens)
     outcome.documents_visual = int(visual[doc_drafts].sum())
     outcome.epoch_turns = int(in_epoch.sum())
-    outcome.answer_tokens = _answer_tokens(texts, measured, grammar, in_epoch)
-    patches = measured.sizes.grid_h * measured.sizes.grid_w
-    patches_of = np.diff(offsets_of(patches)[things.image_offsets])[texts.draft_records]
-    squares_of = np.diff(offsets_of(patches**2)[things.image_offsets])[texts.draft_records]
-    outcome.patches = int(patches_of[doc_drafts].sum())
-    outcome.patch_squares = float(squares_of[doc_drafts].sum())
+    outcome.answer_tokens = int(measured.labelled @ in_epoch)
+    outcome.patches = int(measured.patches[doc_drafts].sum())
+    outcome.patch_squares = float(measured.patch_squares[doc_drafts].sum())
+    if not with_counts:
+        return outcome
 
     _count_rows(outcome, things, texts, measured, decided, filled, over_length, single=single)
     _count_rejections(outcome, things, texts, decided)
@@ -408,17 +432,8 @@ def outcome_of(
     return outcome
 
 
-def _answer_tokens(texts: Texts, measured: Measured, grammar: Grammar, in_epoch: Mask) -> int:
-    """Labelled tokens: the answers' words and numbers, and what closes their turns (answer_open is not labelled)."""
-    total = int(texts.turn_answer[in_epoch].sum(dtype=np.int64))
-    asked = texts.box_offsets[:-1] + texts.turn_question_boxes
-    running = offsets_of(measured.box_numbers[texts.box_rows])
-    numbers = running[texts.box_offsets[1:]] - running[asked]
-    return total + int(numbers[in_epoch].sum()) + int(in_epoch.sum()) * grammar.turn_close
-
-
 def _count_samples(
-    outcome: Outcome, things: Things, texts: Texts, decided: Decided, limits: PixelLimits, max_pixels: IntColumn | None
+    outcome: Outcome, things: Things, texts: Texts, decided: Decided, limits: PixelLimits, max_pixels: IntColumn | None, num_spoken: int
 ) -> None:
     num_records = things.num_records
     counts = np.diff(texts.turn_offsets)
@@ -435,15 +450,13 @@ def _count_samples(
     outcome.whole = int((alive_of & (lost_of == 0) & ~long_of).sum())
     outcome.turns = texts.num_turns
     outcome.turns_lost = int(lost.sum())
-    spoken = np.zeros(len(things.boxes), np.bool_)
-    spoken[texts.box_rows] = True
-    outcome.boxes = int(spoken.sum())
-    if outcome.turns_lost:
-        kept = np.repeat(decided.kept, np.diff(texts.box_offsets))
-        spoken[:] = False
-        spoken[texts.box_rows[~kept]] = True
-        spoken[texts.box_rows[kept]] = False
-        outcome.boxes_lost = int(spoken.sum())
+    outcome.boxes = num_spoken
+    if outcome.turns_lost == texts.num_turns:
+        outcome.boxes_lost = outcome.boxes
+    elif outcome.turns_lost:
+        spoken = np.zeros(len(things.boxes), np.bool_)
+        spoken[texts.box_rows[np.repeat(decided.kept, np.diff(texts.box_offsets))]] = True
+        outcome.boxes_lost = outcome.boxes - int(spoken.sum())
     if max_pixels is not None:
         record_of_image = np.repeat(np.arange(num_records), np.diff(things.image_offsets))
         smaller = np.bincount(record_of_image, max_pixels < limits.max_pixels, num_records) > 0

@@ -383,6 +383,26 @@ def rate(files: Sequence[Path], results: Path | None, as_json: bool) -> None:
     merge(files, results, as_json=as_json)
 
 
+@main.command()
+@click.option("--adapter", required=True, help="A run's folder, or its adapter/.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
+@click.option("--merge", is_flag=True, help="Base and adapter as one model. Default: the adapter alone.")
+@click.option("--base", default="", help="Where the base is now, if it has moved.")
+@click.option("--tokenizer", default="", help="Where the tokenizer is now, if it has moved.")
+def export(adapter: str, out: Path, merge: bool, base: str, tokenizer: str) -> None:
+    """Write an adapter for transformers and vLLM: safetensors, tokenizer, and a processor with the pixel limits of training.
+
+    \b
+    boxcar export --adapter runs/demo-1a2b3c --out exported/demo --merge
+    boxcar export --adapter runs/demo-1a2b3c --out exported/demo-adapter
+
+    README.md in the folder has code that loads it without Boxcar, and the rule from a reply's numbers to pixels of the image.
+    """
+    from tools.export import export_and_tell
+
+    export_and_tell(adapter, out, merge=merge, base=base, tokenizer=tokenizer)
+
+
 @main.command("export-data")
 @click.argument("shards")
 @click.option("--to", required=True, type=click.Choice(["coco", "llama-factory", "ms-swift"]), help="Who is to read it.")

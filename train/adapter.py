@@ -81,6 +81,8 @@ def open_adapter(where: str, device: torch.device, dtype: torch.dtype, *, base: 
     """
     folder = find_adapter(where)
     card = loads((folder / CARD).read_bytes(), str(folder / CARD))
+    if not tokenizer and (folder / "tokenizer.json").is_file():  # an exported folder brings its own
+        tokenizer = str(folder)
     frame = frame_of(card.contract, str(folder / CARD), tokenizer)
     whole = card.method == "full"
     name = str(folder) if whole else base or card.base.name

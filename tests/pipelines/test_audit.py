@@ -62,7 +62,7 @@ def audited(reading: Reading, frame: FamilyFrame) -> tuple[Outcome, Landscape, P
         shrunk = measure_shrunk(things, texts, grammar, limits, config.cutoff_len) if config.shrink_images else None
         measured, max_pixels = shrunk or (measure(things, texts, grammar, limits), None)
         outcome.add(outcome_of(things, texts, grammar, limits, measured, max_pixels, config.cutoff_len, config.over_length))
-        landscape.add(landscape_of(things, texts, grammar, limits))
+        landscape.add(landscape_of(things, texts, grammar, measure(things, texts, grammar, limits)))
         rule = grammar.rule(config.cutoff_len)
         portrait.add(portrait_of(things, texts, grammar, measured, rule, split=config.over_length == "split"))
     return outcome, landscape, portrait
@@ -177,7 +177,7 @@ def test_shards_give_the_same_lengths(family: str, changes: dict[str, Any], demo
     for things, texts in read_shards(open_folders([tmp_path / "shards"]), frame.frame, frame.grammar):
         measured = measure(things, texts, frame.grammar, frame.frame.limits)
         outcome.add(outcome_of(things, texts, frame.grammar, frame.frame.limits, measured, None, config.cutoff_len, "plan"))
-        landscape.add(landscape_of(things, texts, frame.grammar, frame.frame.limits))
+        landscape.add(landscape_of(things, texts, frame.grammar, measured))
     found, counts = outcome.counts, manifest.counts
     assert found.total_tokens_histogram == counts.total_tokens_histogram
     assert found.visual_tokens_histogram == counts.visual_tokens_histogram

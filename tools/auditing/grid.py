@@ -117,13 +117,14 @@ def sweep(chunks: Iterable[tuple[Things, Texts]], grammar: Grammar, plan: Plan, 
     for things, texts in chunks:
         for limits in plan.limits:
             high = limits.max_pixels
-            swept.landscapes.setdefault(high, Landscape()).add(landscape_of(things, texts, grammar, limits))
             measured = measure(things, texts, grammar, limits)
+            swept.landscapes.setdefault(high, Landscape()).add(landscape_of(things, texts, grammar, measured))
             for cutoff in plan.cutoffs:
                 here, max_pixels = measure_shrunk(things, texts, grammar, limits, cutoff) if plan.shrink_images else (measured, None)
-                made = outcome_of(things, texts, grammar, limits, here, max_pixels, cutoff, plan.over_length)
+                is_own = (high, cutoff) == plan.own
+                made = outcome_of(things, texts, grammar, limits, here, max_pixels, cutoff, plan.over_length, with_counts=is_own)
                 swept.outcomes.setdefault((high, cutoff), Outcome()).add(made)
-                if (high, cutoff) == plan.own:
+                if is_own:
                     split = plan.over_length == "split"
                     swept.portrait.add(portrait_of(things, texts, grammar, here, grammar.rule(cutoff), split=split))
         on_chunk()

@@ -170,6 +170,25 @@ def gpu(
 
 
 @main.command()
+@PHOTOGRAPHS
+@TOKENIZER
+@WORK
+@click.option("--samples", default=100_000, show_default=True, help="Annotated samples, over linked photographs.")
+@click.option("--repeat", default=10, show_default=True, help="Times that the grid goes through their columns.")
+@click.option("--rows", default="1000000,2000000", show_default=True, help="Rows of shards, separated by commas; 0: none.")
+@click.option("--pictures", default=1000, show_default=True, help="Photographs for the comparison with the processor; 0: none.")
+def audit(photographs: Path, tokenizer: Path, work: Path, samples: int, repeat: int, rows: str, pictures: int) -> None:
+    """The what-if grid of 50 settings, header pass, shards, and the same counts by the Hugging Face processor."""
+    from tools.bench import auditing
+
+    auditing.grid(photographs, tokenizer, work, samples, repeat)
+    if rows != "0":
+        auditing.shards(photographs, tokenizer, work, samples, tuple(map(int, rows.split(","))))
+    if pictures:
+        auditing.against_processor(photographs, pictures)
+
+
+@main.command()
 @WORK
 @click.option("--rows", default=20_011, show_default=True, help="Of the plan; a prime, so that nothing divides it.")
 @click.option("--turns", default=8, show_default=True, help="Turns a row.")

@@ -157,7 +157,7 @@ def kills(folder: Path, num_kills: int, epochs: int) -> None:
             left_behind += bool(list(_run_folder(workflow).glob(".step-*")))
         run_folder = _train(workflow)
         events = read_events((run_folder / METRICS).read_bytes())
-        resumed += sum(event["event"] == "resumed" and event["step"] > 0 for event in events)
+        resumed += sum(event["event"] == "resumed" and 0 < event["step"] < len(whole) for event in events)
         logged = [event for event in events if event["event"] == "step"]
         repeated += len(logged) - len(whole)
         assert {event["step"] for event in steps_of(events)} == whole.keys(), "a run to its end has every step"

@@ -1,0 +1,47 @@
+"""An adapter as training leaves it, without training: random LoRA weights on a tiny base, with the card of some shards."""
+
+from pathlib import Path
+
+import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import save_file
+
+from pipelines.families.catalog import find_family
+from schemas import manifest as manifests
+from schemas.adapter import CARD, AdapterCard, BaseRecord
+from schemas.training import LoraConfig
+from train.adapter import WEIGHTS, config_hash
+from train.model import attach_lora, open_base
+
+
+def write_adapter(folder: Path, base: Path, shards: Path, *, pretrained: Path | None = None, seed: int = 0) -> Path:
+    """An adapter that changes replies. pretrained: where the tiny base's weights are saved; None: they are random by seed."""
+    manifest = manifests.load(shards)
+    family = find_family(manifest.contract.family)
+    opened = open_base(str(base), family, manifest.contract.image_token_id, random_weights=True, dtype=torch.float32, packed=False, seed=seed)
+    if pretrained is not None:
+        opened.model.save_pretrained(pretrained)
+    model = attach_lora(opened, LoraConfig(rank=4, parts=("language", "vision")), seed=seed)
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.5)
+    folder.mkdir(parents=True)
+    settings = model.peft_config["default"]
+    settings.base_model_name_or_path = str(pretrained or base)
+    settings.inference_mode = True
+    settings.save_pretrained(folder)
+    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS, {"format": "pt"})
+    where = pretrained or base
+    card = AdapterCard(
+        contract=manifest.contract,
+        base=BaseRecord(name=str(where), config_xxh3_128=config_hash(str(where)), random_seed=None if pretrained else seed),
+        method="lora",
+        trained_turns={"detect": 1},
+        train_shards={str(shards): manifest.manifest_xxh3_128},
+        to_original_pixels=family.grid.inverse_description,
+    )
+    (folder / CARD).write_bytes(card.dumps())
+    return folder

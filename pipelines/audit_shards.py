@@ -182,7 +182,8 @@ class _Chunk:
         for image in np.flatnonzero((usual.width != resized_wh[:, 0]) | (usual.height != resized_wh[:, 1])).tolist():
             token = resize.pixels_per_token[0] * resize.pixels_per_token[1]
             steps = np.arange(1, limits.max_pixels // token + 1) * token
-            sizes = resize(*sizes_wh[image].tolist(), np.minimum(limits.min_pixels, steps), steps)
+            width, height = sizes_wh[image].tolist()
+            sizes = resize(width, height, np.minimum(limits.min_pixels, steps), steps)
             fitting = steps[(sizes.width == resized_wh[image, 0]) & (sizes.height == resized_wh[image, 1])]
             if not len(fitting):
                 raise ValueError(f"an image of {sizes_wh[image].tolist()} px stands as {resized_wh[image].tolist()}, which no limit gives")
@@ -193,12 +194,13 @@ class _Chunk:
 def _offsets(lists: pa.ListArray) -> IntColumn:
     """(N + 1,) int64 from 0, of a list column that may be a slice of another."""
     offsets: IntColumn = lists.offsets.to_numpy().astype(np.int64)
-    return offsets - offsets[0]
+    return np.asarray(offsets - offsets[0])
 
 
 def _codes(strings: pa.Array, names: Sequence[str]) -> IntColumn:
     encoded = strings.dictionary_encode()
-    return np.array([names.index(name) for name in encoded.dictionary.to_pylist()], np.int64)[encoded.indices.to_numpy()]
+    codes = np.array([names.index(name) for name in encoded.dictionary.to_pylist()], np.int64)
+    return np.asarray(codes[encoded.indices.to_numpy()])
 
 
 def _distinct(boxes: npt.NDArray[np.float64], references: IntColumn) -> tuple[IntColumn, IntColumn]:

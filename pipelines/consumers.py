@@ -1,7 +1,8 @@
 """What other trainers make of the same sizes and lengths: their resize and truncation, as arithmetic over columns.
 
 LLaMA-Factory   shrinks to image_max_pixels by a square root and int(), grows likewise, sides to 28, ratios to 180; then the
-                checkpoint's own smart_resize. Cuts source and target of each turn from the right, and leaves out the turns behind the cutoff.
+                checkpoint's own smart_resize. Cuts source and target of each turn from the right, and leaves out the turns behind
+                the cutoff.
                 Read in hiyouga/LLaMA-Factory: data/mm_plugin.py (_preprocess_image), data/processor/supervised.py @0b3022b,
                 data/processor/processor_utils.py @1679930 (infer_seqlen).
 ms-swift        shrinks to max_pixels (rescale_image), then smart_resize. A sample over max_length is left out (`delete`, the default), or

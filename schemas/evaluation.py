@@ -26,8 +26,8 @@ class EvaluateConfig(Section):
     seed: int = Field(default=0, ge=0, lt=2**63, description="Of the slice and of the intervals.")
     ask_as: Literal["shards", "adapter", "both"] = Field(
         default="shards",
-        description="Whose questions are asked where the contracts differ in their prompts alone: those in the shards, those the adapter was "
-        "trained with, or both, to see the gap.",
+        description="Whose questions are asked where the contracts differ in their prompts alone: those in the shards, those the adapter "
+        "was trained with, or both, to see the gap.",
     )
     allow_prompt_mismatch: bool = Field(default=False, description="Go on where prompts differ; everything else must agree.")
     allow_leakage: bool = Field(default=False, description="Go on where an image is in the training shards, too (by content).")
@@ -38,8 +38,8 @@ class EvaluateConfig(Section):
     max_new_tokens: int = Field(default=512, ge=1)
     score_rule: ScoreRule = Field(
         default="logprob",
-        description="Score of a box for COCO AP. logprob: mean log-probability of its digits. rank: 1 - place / number. const: 1, which is no "
-        "AP: it loses a third and depends on the order of the images.",
+        description="Score of a box for COCO AP. logprob: mean log-probability of its digits. rank: 1 - place / number. const: 1, which is "
+        "no AP: it loses a third and depends on the order of the images.",
     )
     grec_official: bool = Field(default=False, description="gRefCOCO's figures matched by GIoU, as its own code does.")
     caption_metrics: bool = Field(default=False, description="BLEU, ROUGE and CIDEr of captions (extra `captions`).")

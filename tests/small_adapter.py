@@ -18,7 +18,9 @@ def write_adapter(folder: Path, base: Path, shards: Path, *, pretrained: Path | 
     """An adapter that changes replies. pretrained: where the tiny base's weights are saved; None: they are random by seed."""
     manifest = manifests.load(shards)
     family = find_family(manifest.contract.family)
-    opened = open_base(str(base), family, manifest.contract.image_token_id, random_weights=True, dtype=torch.float32, packed=False, seed=seed)
+    opened = open_base(
+        str(base), family, manifest.contract.image_token_id, random_weights=True, dtype=torch.float32, packed=False, seed=seed
+    )
     if pretrained is not None:
         opened.model.save_pretrained(pretrained)
     model = attach_lora(opened, LoraConfig(rank=4, parts=("language", "vision")), seed=seed)

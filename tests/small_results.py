@@ -18,7 +18,7 @@ from train.store import ShardStore
 
 
 def write_results(folder: Path, shards: Path, *, base: bool = True, logprobs: bool = False, seed: int = 0) -> dict[str, Any]:
-    """results.json and answers of an adapter (boxes moved a little) and a base (moved a lot, or garbage). Returns what results.json holds."""
+    """results.json and answers of an adapter (boxes moved a little) and a base (a lot, or garbage). Returns what results.json holds."""
     store = ShardStore([str(shards)])
     arms: dict[str, Any] = {}
     for number, name in enumerate(["adapter", *(["base"] if base else [])]):

@@ -462,7 +462,8 @@ def schema() -> None:
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: the one that the quick start uses.")
 def demo_base(work: Path, out: Path | None) -> None:
     """Train the quick start's small network again, from nothing (some ten minutes of one core)."""
-    from tools.demo_base import BASE, make_base
+    from tools.demo_base import make_base
+    from tools.quickstart import BASE
 
     make_base(work, out or BASE)
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from pipelines import storage
 from pipelines.families.box_text import ResizedPixelGrid, TaggedBoxText
 from pipelines.families.family import Family
-from schemas.errors import ConfigError
+from tools.export_files import require_empty
 from tools.plain import visible
 from train.export import ADAPTER_CONFIG, Exported, export_model
 
@@ -33,8 +33,7 @@ _ENVIRONMENT = Environment(
 
 def export(adapter: str, out: Path, *, merge: bool, base: str = "", tokenizer: str = "") -> Exported:
     """Write the folder, whole or not at all. Raises ConfigError and ContractError, as `train.export.export_model` does."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise ConfigError("--out", found=f"{out} with files", expected="a new or empty folder", fix="Choose another.")
+    require_empty(out)
     with storage.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         beside = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))

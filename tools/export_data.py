@@ -1,10 +1,10 @@
 """`boxcar export-data`: shards for other programs, with boxes in the frame that each of them will really use.
 
-| to            | boxes                                                                                                      | files                              |
-|---------------|------------------------------------------------------------------------------------------------------------|------------------------------------|
-| coco          | xywh, pixels of the image file, upright                                                                    | instances.json, captions.json      |
-| llama-factory | in the text, exactly as the shards say it; LLaMA-Factory changes no numbers                                | data.json, dataset_info.json       |
-| ms-swift      | objects.bbox, xyxy, pixels of the image file; ms-swift turns them into the model's units                   | data.jsonl                         |
+| to            | boxes                                                                                | files                         |
+|---------------|--------------------------------------------------------------------------------------|-------------------------------|
+| coco          | xywh, pixels of the image file, upright                                              | instances.json, captions.json |
+| llama-factory | in the text, exactly as the shards say it; LLaMA-Factory changes no numbers          | data.json, dataset_info.json  |
+| ms-swift      | objects.bbox, xyxy, pixels of the image file; ms-swift turns them into model units   | data.jsonl                    |
 
 LLaMA-Factory shrinks an image over `image_max_pixels` by whole pixels (int) before the processor *rounds* to its grid, where the family's
 own rule floors: a 1920 x 1080 image under 262144 px becomes 672 x 392 there and 672 x 364 here. Where a family counts in pixels of the
@@ -228,13 +228,15 @@ the very pixels they were made for:
 Images are upright: LLaMA-Factory does not apply EXIF, so images that EXIF turns were written anew under images/.
 Our own reader reads this back with `reader: sharegpt` and {space}.
 """
-_ABSOLUTE_FRAMES = """Another image_max_pixels or image_min_pixels moves every box. LLaMA-Factory resizes large images by a rule of its own before the
-processor's (the default image_max_pixels of 589824 among them): images that it would bring to another size than the boxes are of were written
-under images/ at the size they are of, which it leaves as it is ({num} of them).
-"""
-_RELATIVE_FRAMES = """The numbers are shares of the image and right at every size; with these limits the model also sees as many pixels as in Boxcar,
-within LLaMA-Factory's own rounding.
-"""
+_ABSOLUTE_FRAMES = """
+Another image_max_pixels (the default is 589824) or image_min_pixels moves every box. LLaMA-Factory resizes large images by a rule of its
+own before the processor's: images that it would bring to another size than the boxes are of were written under images/ at the size they
+are of, which it leaves as it is ({num} of them).
+""".lstrip()
+_RELATIVE_FRAMES = """
+The numbers are shares of the image and right at every size; with these limits the model also sees as many pixels as in Boxcar, within
+LLaMA-Factory's own rounding.
+""".lstrip()
 
 
 def llama_factory_size(size_wh: tuple[int, int], limits: PixelLimits, resize: SmartResize) -> tuple[int, int]:
@@ -291,11 +293,17 @@ def _llama_factory(job: _Job) -> str:
         conversations.append(entry)
         job.counts.update({"conversations": 1, "turns": len(turns)})
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
-    columns = {"messages": "messages", "images": "images", **({"system": "system"} if any("system" in one for one in conversations) else {})}
+    columns = {
+        "messages": "messages",
+        "images": "images",
+        **({"system": "system"} if any("system" in one for one in conversations) else {}),
+    }
     job.write("data.json", conversations)
     job.write("dataset_info.json", {"boxcar": {"file_name": "data.json", "formatting": "sharegpt", "columns": columns, "tags": tags}})
     family = job.frame.family
-    limits_text = f" (box_space_family: {family.name}, box_space_min_pixels: {limits.min_pixels}, box_space_max_pixels: {limits.max_pixels})"
+    limits_text = (
+        f" (box_space_family: {family.name}, box_space_min_pixels: {limits.min_pixels}, box_space_max_pixels: {limits.max_pixels})"
+    )
     return _LLAMA_FACTORY_README.format(
         grid=family.grid.description,
         out=job.out.absolute(),

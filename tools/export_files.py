@@ -1,8 +1,8 @@
 """Image files for other programs: upright, whole, and of a size that is known, whatever the shards hold.
 
-    referenced, as it stands         the file itself, by its absolute path
-    turned by EXIF                   an upright PNG: LLaMA-Factory, ms-swift and COCO tools do not turn images, and boxes would be beside
-    embedded                         its own bytes as a file, or an upright PNG
+referenced, as it stands         the file itself, by its absolute path
+turned by EXIF                   an upright PNG: LLaMA-Factory, ms-swift and COCO tools do not turn images, and boxes would be beside
+embedded                         its own bytes as a file, or an upright PNG
 """
 
 import io

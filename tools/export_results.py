@@ -94,7 +94,10 @@ def scores_of(row: dict[str, Any], rule: str) -> list[float]:
         return [1 - place / num for place in range(num)]
     if row["predicted_scores"] is None and num:
         raise ConfigError(
-            "evaluate.score_rule", found="logprob, and answers without log-probabilities", expected="answers that keep them", fix="Evaluate again."
+            "evaluate.score_rule",
+            found="logprob, and answers without log-probabilities",
+            expected="answers that keep them",
+            fix="Evaluate again.",
         )
     return [math.exp(min(0.0, score)) for score in row["predicted_scores"] or []]
 
@@ -229,7 +232,8 @@ def _regions(
     regions = []
     for place, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         x, y, width, height = (
-            100 * value / side for value, side in zip((box[0], box[1], box[2] - box[0], box[3] - box[1]), (row["width"], row["height"]) * 2, strict=True)
+            100 * value / side
+            for value, side in zip((box[0], box[1], box[2] - box[0], box[3] - box[1]), (row["width"], row["height"]) * 2, strict=True)
         )
         region = {
             "id": f"{name}{place}",
@@ -249,7 +253,15 @@ def _config(labels: Sequence[str]) -> str:
     """The labelling interface; labels are attribute values, escaped."""
     lines = [f"    <Label value={quoteattr(label)}/>" for label in labels]
     return "\n".join(
-        ["<View>", '  <Image name="image" value="$image"/>', '  <RectangleLabels name="label" toName="image">', *lines, "  </RectangleLabels>", "</View>", ""]
+        [
+            "<View>",
+            '  <Image name="image" value="$image"/>',
+            '  <RectangleLabels name="label" toName="image">',
+            *lines,
+            "  </RectangleLabels>",
+            "</View>",
+            "",
+        ]
     )
 
 

@@ -160,7 +160,9 @@ def _from_csv(text: str) -> dict[str, Any]:
         raise ValueError("no rows")
     if any(None in row or None in row.values() for row in rows):
         raise ValueError("rows with more or fewer cells than columns")
-    cells = [{key: value[1:] if value[:1] == "'" and value[1:].startswith(_FORMULA) else value for key, value in row.items()} for row in rows]
+    cells = [
+        {key: value[1:] if value[:1] == "'" and value[1:].startswith(_FORMULA) else value for key, value in row.items()} for row in rows
+    ]
     fixed = ("format", "version", "page", "subject", "rater", "shown", "of")
     head: dict[str, Any] = {key: cells[0][key] for key in fixed}
     if any({key: cell[key] for key in fixed} != head for cell in cells):

@@ -135,7 +135,7 @@ def _scribble(picture: Image.Image, rng: np.random.Generator, number: int) -> No
 
 def _paint(picture: Image.Image, shape: str, box: tuple[int, int, int, int], colour: tuple[int, int, int], pattern: str) -> None:
     """The shape fills its half-open box to the last pixel."""
-    x0, y0, x1, y1 = box
+    x0, y0, x1, _ = box
     side = x1 - x0
     big = 4 * side  # drawn large and shrunk: smooth edges
     mask = Image.new("L", (big, big), 0)

@@ -150,7 +150,8 @@ def _thumbnail(picture: Picture, stores: dict[str, ShardStore]) -> Image.Image:
     if picture.path is not None:
         image = load_image(picture.path)
     else:
-        assert picture.shard is not None and picture.shard_row is not None, "embedded"
+        assert picture.shard is not None, "embedded"
+        assert picture.shard_row is not None, "embedded"
         if picture.folder not in stores:
             stores[picture.folder] = ShardStore([picture.folder])
         image = decode_image(stores[picture.folder].image_bytes(0, picture.shard, picture.shard_row), picture.where)

@@ -245,7 +245,7 @@ def _sizes_of_truth(table: pa.Table) -> list[list[str]]:
 def _reply(row: dict[str, Any], judged: Verdicts, place: int) -> Reply:
     scale = _scale(row)
     scores = row["predicted_scores"] or [None] * len(row["predicted_boxes"])
-    ious = judged.box_iou[place] or [None] * len(row["predicted_boxes"])
+    ious: Sequence[float | None] = judged.box_iou[place] or [None] * len(row["predicted_boxes"])
     boxes = [
         Drawn([round(value * factor, 2) for value, factor in zip(box, scale, strict=True)], label or "", _rounded(iou), _rounded(score))
         for box, label, iou, score in zip(row["predicted_boxes"], row["predicted_labels"], ious, scores, strict=True)

@@ -235,9 +235,11 @@ def finished(config: EvaluateConfig, adapter: str) -> dict[str, Any] | None:
 
 
 def evaluate(config: EvaluateConfig, adapter: str, on_event: OnEvent = lambda _: None) -> dict[str, Any]:
-    """Measure an adapter, and the base without it. Writes results.json, results.md and answers-*.arrow; returns what is in results.json, and `folder`.
+    """Measure an adapter, and the base without it. Writes results.json, results.md and answers-*.arrow.
 
-    Raises ConfigError (also where held-out images were trained on and that is not allowed), ContractError, ShardError, ImageError.
+    Returns what is in results.json, and `folder`.
+
+    Raises ConfigError (also for held-out images that were trained on, without leave), ContractError, ShardError, ImageError.
     """
     found = find_adapter(adapter)
     gpu = torch.cuda.is_available() if config.use_gpu is None else config.use_gpu

@@ -83,10 +83,12 @@ def export_model(adapter: str, out: Path, *, merge: bool, base: str = "", tokeni
         if base:
             _point_to(out / ADAPTER_CONFIG, base)
     (out / CARD).write_bytes(card.dumps())
-    source = str(found) if whole else base or card.base.name if not merge else base or _base_name(found)
+    source = str(found) if whole else base or card.base.name
     if processor is None:
         frame.tokenizer.backend.save(str(out / "tokenizer.json"))
-        notes.append(f"transformers has no processor for {frame.family.title}: only `boxcar predict` and `boxcar evaluate` open this folder")
+        notes.append(
+            f"transformers has no processor for {frame.family.title}: only `boxcar predict` and `boxcar evaluate` open this folder"
+        )
         return Exported(card, frame, whole, None, notes)
     notes += _write_tokenizer(out, frame, _tokenizer_folder(frame.tokenizer_name), source)
     _write_processor(out, frame, processor, source)
@@ -112,10 +114,6 @@ def _require_possible(found: Path, card: AdapterCard, family: Family, processor:
             expected="an adapter of a pretrained base",
             fix="--merge writes base and adapter as one model.",
         )
-
-
-def _base_name(found: Path) -> str:
-    return loads((found / CARD).read_bytes(), str(found / CARD)).base.name
 
 
 def _copy(source: Path, out: Path, names: Sequence[str]) -> None:
@@ -151,7 +149,9 @@ def _stored_dtype(base: str) -> torch.dtype:
     try:
         found = AutoConfig.from_pretrained(base).dtype
     except (OSError, ValueError) as error:
-        raise ConfigError("base", found=f"{base!r}: {str(error).splitlines()[0][:200]}", expected="a folder or id with config.json") from error
+        raise ConfigError(
+            "base", found=f"{base!r}: {str(error).splitlines()[0][:200]}", expected="a folder or id with config.json"
+        ) from error
     return found if isinstance(found, torch.dtype) else torch.float32
 
 
@@ -208,7 +208,8 @@ def _write_tokenizer(out: Path, frame: Frame, *sources: str) -> list[str]:
 
 
 def _token(frame: Frame, number: int) -> str:
-    found: str = frame.tokenizer.backend.id_to_token(number)
+    found = frame.tokenizer.backend.id_to_token(number)
+    assert found is not None, "the contract's ids are this tokenizer's"
     return found
 
 
@@ -267,10 +268,10 @@ _JINJA = """\
 
 def _samples(chat: ChatTemplate) -> Iterator[tuple[list[dict[str, Any]], str]]:
     """Conversations, and the prompts that training makes of them."""
-    asked = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _SAMPLE_QUESTION}]}
+    asked: dict[str, Any] = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _SAMPLE_QUESTION}]}
     prompt = f"{chat.header(chat.default_system, 1)}{_SAMPLE_QUESTION}{chat.answer_open}"
     yield [asked], prompt
-    again = [asked, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And?"}]
+    again: list[dict[str, Any]] = [asked, {"role": "assistant", "content": "Here."}, {"role": "user", "content": "And?"}]
     yield again, f"{prompt}Here.{chat.turn_close}{chat.turn_open}And?{chat.answer_open}"
     yield [{"role": "system", "content": "Be brief."}, asked], f"{chat.header('Be brief.', 1)}{_SAMPLE_QUESTION}{chat.answer_open}"
 

@@ -1,4 +1,4 @@
-"""An exported folder in plain transformers: the code of its README gives the tokens, pixels, replies and boxes that `boxcar predict` gives."""
+"""An exported folder in plain transformers: the code of its README gives the tokens, pixels, replies and boxes of `boxcar predict`."""
 
 import json
 import re
@@ -60,7 +60,7 @@ def snippet_of(folder: Path, number: int = 0) -> str:
 def ran(folder: Path) -> dict[str, Any]:
     """The names that the README's own code defines."""
     names: dict[str, Any] = {"__name__": "snippet"}
-    exec(compile(snippet_of(folder), "README.md", "exec"), names)  # noqa: S102  (our own README, as a reader would run it)
+    exec(compile(snippet_of(folder), "README.md", "exec"), names)
     return names
 
 
@@ -76,7 +76,7 @@ def test_plain_transformers_gives_what_predict_gives(places: dict[str, Path], na
     assert (size, resized) == (answer.size_wh, answer.resized_wh)
     prompt = prompt_of(Asker(opened.frame).row(query), 0, opened.frame.contract(), opened.frame.family.network)
     assert inputs["input_ids"][0].tolist() == prompt.input_ids.tolist()
-    image = load_pixels(prompt.images[0], None, "exact")  # type: ignore[arg-type]  (a file: no store is needed)
+    image = load_pixels(prompt.images[0], None, "exact")  # type: ignore[arg-type]
     ours = pixels.qwen_patches(
         torch.from_numpy(image.copy()).flatten(),
         [image.shape[:2]],
@@ -182,7 +182,7 @@ def test_our_template_renders_our_prompts(places: dict[str, Path], name: str) ->
     chat = find_family(name).chat
     tokenizer = AutoTokenizer.from_pretrained(str(places[name]))
     template = chat_template(chat)
-    image = {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]}
+    image: dict[str, Any] = {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "Which?"}]}
 
     def render(messages: list[dict[str, Any]], **options: Any) -> str:
         text: str = tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False, **options)
@@ -228,7 +228,7 @@ def test_refusals(places: dict[str, Path], tmp_path: Path) -> None:
     assert not (tmp_path / "a").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.tex").touch()
-    assert "with files" in mistake("export", "--adapter", adapter, "--out", tmp_path / "full", "--merge")
+    assert "files that are there already" in mistake("export", "--adapter", adapter, "--out", tmp_path / "full", "--merge")
     assert "no such folder" in mistake("export", "--adapter", tmp_path / "nothing", "--out", tmp_path / "a", "--merge")
     told = mistake("export", "--adapter", adapter, "--out", tmp_path / "a", "--merge", "--base", tmp_path / "nothing")
     assert "config.json" in told

@@ -72,7 +72,7 @@ def _records(reader: str, path: Path, **settings: Any) -> list[Record]:
 
 
 def _fractions(boxes: Any, size_wh: Any) -> np.ndarray[Any, Any]:
-    return np.array(boxes, float).reshape(-1, 4) / np.tile(np.array(size_wh, float), 2)
+    return np.asarray(np.array(boxes, float).reshape(-1, 4) / np.tile(np.array(size_wh, float), 2))
 
 
 # ---- COCO
@@ -217,7 +217,12 @@ def test_ms_swift_s_own_arithmetic_gives_the_shards_text(shards: dict[str, Path]
         with Image.open(entry["images"][0]) as file:
             size = file.size
         to = (image["resized_width"], image["resized_height"]) if name == "qwen2_5_vl" else (1000, 1000)
-        boxes = iter([[round(value / side * new) for value, side, new in zip(box, size * 2, to * 2, strict=True)] for box in entry["objects"]["bbox"]])
+        boxes = iter(
+            [
+                [round(value / side * new) for value, side, new in zip(box, size * 2, to * 2, strict=True)]
+                for box in entry["objects"]["bbox"]
+            ]
+        )
         refs = iter(entry["objects"]["ref"])
         for message, turn in zip([one for one in entry["messages"] if one["role"] == "assistant"], row["turns"], strict=True):
             text = message["content"]
@@ -280,7 +285,9 @@ def test_coco_s_library_reads_the_detections(results: dict[str, Path], tmp_path:
     coco = pytest.importorskip("faster_coco_eval", reason="the extra `eval` is not installed")
     counts = export_results(results[name], "coco-detections", tmp_path / "found.json")
     truth = coco.COCO(json.loads((tmp_path / "found-truth.json").read_text()), print_function=lambda *_: None)
-    evaluation = coco.COCOeval_faster(truth, truth.loadRes(json.loads((tmp_path / "found.json").read_text())), "bbox", print_function=lambda *_: None)
+    evaluation = coco.COCOeval_faster(
+        truth, truth.loadRes(json.loads((tmp_path / "found.json").read_text())), "bbox", print_function=lambda *_: None
+    )
     evaluation.evaluate()
     evaluation.accumulate()
     evaluation.summarize()
@@ -319,7 +326,9 @@ def test_label_studio_s_percents_are_the_boxes(results: dict[str, Path], tmp_pat
 def test_label_studio_s_images_may_be_served(results: dict[str, Path], tmp_path: Path) -> None:
     out = tmp_path / "tasks.json"
     invoke("export-results", results["qwen2_5_vl"], "--to", "label-studio", "--out", out, "--images-url", "/data/local-files/?d=x/")
-    assert {task["data"]["image"] for task in json.loads(out.read_text())} == {f"/data/local-files/?d=x/{number}.jpg" for number in (1, 2, 3, 4)}
+    assert {task["data"]["image"] for task in json.loads(out.read_text())} == {
+        f"/data/local-files/?d=x/{number}.jpg" for number in (1, 2, 3, 4)
+    }
 
 
 def test_results_that_are_not_there(results: dict[str, Path], tmp_path: Path) -> None:

@@ -36,7 +36,11 @@ def places(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
         picture(folder / "images" / f"{number}.png", size)
         images.append({"id": number, "file_name": f"{number}.png", "width": size[0], "height": size[1]})
     boxes = [
-        {"image_id": image, "category_id": 1 + (image + place) % 4, "bbox": [4 + 11 * place, 3 + 7 * place, 20.5 + 9 * image, 17 + 5 * image]}
+        {
+            "image_id": image,
+            "category_id": 1 + (image + place) % 4,
+            "bbox": [4 + 11 * place, 3 + 7 * place, 20.5 + 9 * image, 17 + 5 * image],
+        }
         for image in (1, 2, 3, 4)
         for place in (0, 1, 2, 4)
         if image != 3 or place == 0

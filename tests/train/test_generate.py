@@ -1,6 +1,5 @@
 """Generation sees what training saw: the first token's scores are the training forward's, and company in a batch changes nothing."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -180,10 +180,14 @@ def test_box_metrics_are_measured_on_the_way_and_change_nothing(scenes: Path, wh
 
 
 def test_a_metric_that_is_not_measured_is_refused(scenes: Path, tmp_path: Path) -> None:
-    validation = {"shards": [str(scenes / "shards")], "early_stop": {"metric": "mean_iou"}}
     with pytest.raises(ValueError, match="mean_iou needs `generate`"):
-        _config(scenes, tmp_path, validation=validation)
+        _config(scenes, tmp_path, validation={"shards": [str(scenes / "shards")], "early_stop": {"metric": "mean_iou"}})
     generate = {"max_samples": 2, "max_new_tokens": 2, "tasks": ["detect"]}
-    validation = {"shards": [str(scenes / "shards")], "every_steps": 1, "generate": generate, "early_stop": {"metric": "acc_99"}}
+    validation: dict[str, Any] = {
+        "shards": [str(scenes / "shards")],
+        "every_steps": 1,
+        "generate": generate,
+        "early_stop": {"metric": "acc_99"},
+    }
     with pytest.raises(TrainingError, match="'acc_99', which this validation does not measure, expected one of acc_50"):
         train(_config(scenes, tmp_path, validation=validation), "demo")

@@ -229,7 +229,7 @@ def test_ray_data_gives_the_same_lines(adapter: Path, scenes: Path, tmp_path: Pa
     queries = _queries(scenes, tmp_path)
     spec = PredictSpec(str(adapter), max_new_tokens=2, use_gpu=False)
     for executor in ("inline", "ray"):
-        predict_file(queries, tmp_path / executor, spec, executor=executor, num_workers=1, on_progress=lambda _: None)  # type: ignore[arg-type]
+        predict_file(queries, tmp_path / executor, spec, executor=executor, num_workers=1, on_progress=lambda _: None)
     assert (tmp_path / "ray").read_bytes() == (tmp_path / "inline").read_bytes()
 
 

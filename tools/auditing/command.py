@@ -15,7 +15,7 @@ from schemas.workflow import Workflow
 from tools.auditing.diff import differences, load_side
 from tools.auditing.result import RESULT_NAME, AuditResult, FamilyResult
 from tools.auditing.run import Request, audit_shards, audit_workflow
-from tools.auditing.tables import print_audit
+from tools.auditing.tables import MIN_WIDTH, print_audit
 from tools.auditing.workflow_edit import write_settings
 from tools.plain import visible
 
@@ -95,6 +95,8 @@ def run_audit(
         print(result.dumps().decode(), end="")
     else:
         console = Console()
+        if console.width < MIN_WIDTH:
+            console = Console(width=MIN_WIDTH)
         print_audit(console, result, page=page_path, folder=str(folder))
         for line in changes:
             console.print(visible(f"{file}, {name}.convert: {line}"), style="green", markup=False, soft_wrap=True)

@@ -87,7 +87,7 @@ def _add(tally: _Tally, things: Things, texts: Texts, frame: FamilyFrame, rule: 
     sizes = _sizes(things, frame, rule)
     visual = np.where(sizes.refused, 0, sizes.visual_tokens)
     placeholders = np.diff(offsets_of(visual)[things.image_offsets])[texts.draft_records]
-    base = texts.draft_header + placeholders
+    base = texts.draft_header.astype(np.int64) + placeholders
     boxes = number_tokens(things, grammar, sizes)
     running = offsets_of(boxes[texts.box_rows])
     border = texts.box_offsets[:-1] + texts.turn_question_boxes

@@ -14,6 +14,8 @@ from tools.auditing.result import AuditResult, Consumer, Duplicates, FamilyResul
 from tools.plain import visible
 
 MAX_ROWS = 12
+MIN_WIDTH = 132
+"""Columns that the tables of numbers take: a narrower terminal breaks the line, never a number."""
 
 
 def print_audit(console: Console, result: AuditResult, *, page: str = "", folder: str = "") -> None:
@@ -21,10 +23,10 @@ def print_audit(console: Console, result: AuditResult, *, page: str = "", folder
     console.print()
     for family in result.families:
         _say(console, headline(family), style="bold")
-        _print(console, _grid(family))
-        _print(console, _knees(family))
-        _print(console, _tokens(family))
-        _print(console, _small(family))
+        console.print(_grid(family))
+        console.print(_knees(family))
+        console.print(_tokens(family))
+        console.print(_small(family))
         for line in family.assumptions.lines:
             _say(console, f"  cost: {line}", style="dim")
         for note in family.notes:
@@ -40,11 +42,6 @@ def print_audit(console: Console, result: AuditResult, *, page: str = "", folder
     if folder:
         _say(console, f"  boxcar diff {folder} OTHER   compare with another audit or manifest")
     console.print(Text("  boxcar audit NAME --keep 99.5%   write the cheapest such setting into the workflow"))
-
-
-def _print(console: Console, table: Table) -> None:
-    """A table of numbers, as wide as it must be: the terminal breaks the line, not the number."""
-    console.print(table, width=max(console.width, 132), soft_wrap=True)
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

@@ -29,6 +29,7 @@ from schemas.evaluation import EvaluateConfig
 from schemas.task import TaskName
 from train.adapter import Opened, find_adapter, open_adapter
 from train.ask import Asker
+from train.captions import caption_figures
 from train.coco_ap import coco_ap
 from train.index import load_manifest, read_index
 from train.leakage import shared_with_training
@@ -299,6 +300,8 @@ def _figures(arm: Arm, config: EvaluateConfig) -> dict[str, Any]:
     if any(task in GROUNDING for task in set(arm.table["task"].to_pylist())):
         figures["boxes"] = score(scored_columns, seed=config.seed, grec_official=config.grec_official).to_json()
         figures["coco_ap"] = _coco_ap(scored_columns, config)
+    if config.caption_metrics:
+        figures["captions"] = caption_figures(arm.table)
     figures["cut"] = 1.0 - float(np.mean(arm.table["complete"].to_numpy(zero_copy_only=False)))
     return figures
 
@@ -327,7 +330,10 @@ def as_markdown(results: dict[str, Any]) -> str:
             ap = figures["coco_ap"]
             stats = ", ".join(f"{key} {value:.3f}" for key, value in ap["stats"].items() if value is not None)
             lines += [f"COCO AP ({ap['rule']}): {stats}. {ap['warning']}"]
-        elif "left_out" in figures.get("coco_ap", {}):
+        if "captions" in figures:
+            values = ", ".join(f"{key} {value:.3f}" for key, value in figures["captions"].items() if isinstance(value, float))
+            lines += [f"Captions ({figures['captions']['num']}, not the official tokenizer): {values}."]
+        if "left_out" in figures.get("coco_ap", {}):
             lines += [f"No COCO AP: {figures['coco_ap']['left_out']}"]
     return "\n".join(lines) + "\n"
 

@@ -42,7 +42,7 @@ def quickstart() -> None:
 
 
 def test() -> None:
-    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,eval,dev]")
+    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,eval,audit,captions,dev]")
     python = str(programs / "python")
     run(str(programs / "ruff"), "check", ".")
     run(str(programs / "ruff"), "format", "--check", ".")

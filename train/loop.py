@@ -119,7 +119,7 @@ class Trainer:
             if self._should_stop(metrics, early_stop, state):
                 self.around.log({"event": "early_stop", "step": state.step, **state.early_stop})
                 done = True
-            if state.step % self.config.log_every_steps == 0 or done:
+            if state.step % self.config.log_every_steps == 0 or done or "validation/loss" in metrics:
                 self.around.log({"event": "step", **_public(metrics), "step": state.step, "tokens": state.tokens})
             endangered, stopping = self._anyone(self.around.endangered(), self.around.stopping())
             if endangered or stopping:

@@ -1012,9 +1012,9 @@ def test_the_dirty_set_converts_to_what_verifies(dirty: Path) -> None:
 # ---- Ray
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """One Ray of this machine for all tests that need it."""
+    """One Ray of this machine for the tests of this module; a session's would still be connected to while other modules start theirs."""
     import ray  # noqa: PLC0415  (seconds, and only here)
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)

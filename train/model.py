@@ -256,7 +256,7 @@ def recompute_activations(base: Base, *, gathered_weights: bool) -> None:
 
     gathered_weights: ZeRO-3, where weights have another shape outside their layer. torch's checkpoint without re-entry compares what is
     computed again with the first time, shapes included, so the reentrant kind serves there. That one passes gradients only where an input
-    needs one: the inputs of both towers are made to.
+    needs one: the inputs of the decoder are made to, and those of a vision tower that is trained. Call it after the adapters are attached.
     """
     model = base.model
     # transformers 5.2x renamed the method; GPU images hold older ones.
@@ -267,7 +267,9 @@ def recompute_activations(base: Base, *, gathered_weights: bool) -> None:
     model.disable_input_require_grads()
     if gathered_weights:
         model.get_input_embeddings().register_forward_hook(_with_gradient)
-        model.get_submodule(base.family.network.vision_module).register_forward_pre_hook(_pixels_with_gradient, with_kwargs=True)
+        network = base.family.network
+        if any(weight.requires_grad and part_of(name, network) == "vision" for name, weight in model.named_parameters()):
+            base.vision.register_forward_pre_hook(_pixels_with_gradient, with_kwargs=True)
 
 
 def _with_gradient(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """Where a run's events go: metrics.jsonl always, TensorBoard, MLflow and W&B by switch. Rank 0 only."""
 
 import json
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ class JsonLines:
             path.write_bytes(folder.read(METRICS) or b"")
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and (whole := _whole_lines(path.read_bytes())) < path.stat().st_size:
+            os.truncate(path, whole)  # a crash cut the last line: what is appended must not run into it
         self._path = path
 
     def log(self, event: dict[str, Any]) -> None:
@@ -44,8 +47,11 @@ class JsonLines:
 
 def read_events(data: bytes) -> list[dict[str, Any]]:
     """The events of a metrics.jsonl; a last line that was cut by a crash is left out."""
-    lines = data.splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return [json.loads(line) for line in data[: _whole_lines(data)].splitlines()]
+
+
+def _whole_lines(data: bytes) -> int:
+    return data.rfind(b"\n") + 1
 
 
 def steps_of(events: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -73,12 +73,16 @@ def test_gradients_of_a_pack_are_the_sum_of_its_samples(tmp_path: Path, family: 
         assert gradient.abs().max() > 0, f"{name} gets no gradient"
 
 
+@pytest.mark.parametrize("gathered_weights", [False, True], ids=["kept", "gathered"])
+@pytest.mark.parametrize("parts", [("language",), ("language", "merger")], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_vision_tower_that_rests_is_not_computed_again(tmp_path: Path, family: str) -> None:
+def test_a_vision_tower_that_rests_is_not_computed_again(
+    tmp_path: Path, family: str, parts: tuple[Part, ...], gathered_weights: bool
+) -> None:
     base = tiny_base(tmp_path, family)
     documents, pixels = random_documents(base)
-    attach_lora(base, LoraConfig(rank=4), seed=0).train()
-    recompute_activations(base, gathered_weights=False)
+    attach_lora(base, LoraConfig(rank=4, parts=parts), seed=0).train()
+    recompute_activations(base, gathered_weights=gathered_weights)
     calls: list[bool] = []
     base.vision.blocks[0].register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
     base.vision.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))

@@ -36,7 +36,7 @@ def environment(folder: Path, *requirements: str) -> Path:
 
 def quickstart() -> None:
     # torch first: on a machine without a GPU the pinned version is the CPU build, and nothing after it may choose another.
-    programs = environment(ROOT / ".venv", "torch", "-e .[train,eval]")
+    programs = environment(ROOT / ".venv", "torch", "-e .[train,eval,audit]")
     run(str(programs / "boxcar"), "run", "quickstart")
     print(f"\nDone. Open the page. The command is {programs / 'boxcar'}; `boxcar --help` says what else there is.")
 

@@ -1,21 +1,26 @@
 """`boxcar run NAME`: the stages of a workflow in their order, and only those whose inputs or settings have changed.
 
-    scenes ──> convert (also of the workflows that it needs) ──> audit ──> train ──> evaluate ──> page
+    scenes ──> convert (also of the workflows that it needs) ──> audit ──> plan ──> train ──> evaluate ──> predict ──> page
 
 Each stage knows by content whether it is done: a conversion by its annotations and settings, a run by the hash that names its folder, an
-evaluation by the hash of weights, shards and settings. Nothing here is a second memory that could disagree with them.
+evaluation by the hash of weights, shards and settings, an audit by the manifest and the settings. A plan is so cheap that it is always
+printed.
 """
 
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
+import xxhash
 from rich.console import Console
 from rich.text import Text
 
 from schemas.errors import ConfigError
 from schemas.evaluation import ScenesConfig
+from schemas.manifest import MANIFEST_NAME
 from schemas.workflow import ConvertConfig, Workflow
+from tools.plain import visible
 from tools.workflows import has_workflow, load_any
 
 BUILT_IN = Path(__file__).with_name("quickstart.yaml")
@@ -39,8 +44,9 @@ def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | N
         if one.convert:
             stages.append((f"convert {other}", lambda config=one.convert: _convert(config)))  # type: ignore[misc]
     if workflow.convert:
-        stages.append(("audit", lambda: _audit(workflow, name)))
+        stages.append(("audit", lambda: _audit(workflow, name, console)))
     if workflow.train:
+        stages.append(("plan", lambda: _plan(workflow, name)))
         stages.append(("train", lambda: _train(workflow, name)))
     if workflow.evaluate:
         stages.append(("evaluate", lambda: _evaluate(workflow, name, console)))
@@ -83,11 +89,40 @@ def _convert(config: ConvertConfig) -> str | None:
     return None
 
 
-def _audit(workflow: Workflow, name: str) -> str | None:
+def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
+    from importlib.util import find_spec
+
+    from tools.auditing.command import audit_with_progress, write_results
+    from tools.auditing.run import Request
+    from tools.auditing.tables import headline
+
+    request = Request()
+    folder = request.work / name
+    done = folder / ".fingerprint"
+    fingerprint = _audit_fingerprint(workflow)
+    if done.is_file() and done.read_text() == fingerprint:
+        return f"same annotations, same settings: {folder}"
+    done.unlink(missing_ok=True)
+    result = audit_with_progress(name, workflow, request)
+    page = write_results(result, folder, page=find_spec("plotly") is not None)
+    for family in result.families:
+        console.print(Text(f"        {visible(headline(family))}"))
+    console.print(Text(f"        {f'open {page}' if page else folder}; the tables: boxcar audit {name}"))
+    done.write_text(fingerprint)
+    return None
+
+
+def _audit_fingerprint(workflow: Workflow) -> str:
+    """Of what was converted (its manifest knows the annotations by content), and of the settings that an audit reads."""
+    assert workflow.convert is not None
+    manifest = (Path(workflow.convert.output) / MANIFEST_NAME).read_bytes()
+    train = workflow.train.model_dump_json() if workflow.train else ""
+    return xxhash.xxh3_128_hexdigest("|".join([version("boxcar-vl"), workflow.convert.model_dump_json(), train]).encode() + manifest)
+
+
+def _plan(workflow: Workflow, name: str) -> str | None:
     from tools.plan_report import report
 
-    if workflow.train is None:
-        return "no train section to plan for"
     report(workflow, name, 0, as_json=False, plot=None)
     return None
 

@@ -33,9 +33,11 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = Path(re.search(r"open (\S+index\.html)", first.output.replace("\n", ""))[1])  # type: ignore[index]
     assert page.is_file()
     assert len(list((tmp_path / "data" / "quickstart" / "new").glob("*-found.png"))) == 3
+    assert json.loads(Path("audits/quickstart/audit.json").read_text())["families"][0]["family"] == "qwen3_vl"
+    assert "nothing is lost" in first.output
     second = CliRunner().invoke(main, ["run", "quickstart", *SHORT], catch_exceptions=False)
     assert second.exit_code == 0, second.output
-    assert second.output.count("skipped: same annotations, same settings") == 5
+    assert second.output.count("skipped: same annotations, same settings") == 6, "five conversions and the audit"
     assert "skipped: drawn with these settings" in second.output
     assert "skipped: finished in" in second.output
     assert "skipped: same weights, shards and settings" in second.output

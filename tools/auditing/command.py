@@ -60,6 +60,27 @@ def run_audit(
     write: bool,
 ) -> int:
     """Audit, write the results, print them. target: a workflow's name, or folders of shards. Returns the exit code."""
+    name = target if isinstance(target, str) else target[0].name
+    folder = out or request.work / name
+    result = audit_with_progress(target, workflow, request)
+    page_path = write_results(result, folder, page=page)
+    changes = _keep(result, request, file, str(name)) if write else []
+    if as_json:
+        print(result.dumps().decode(), end="")
+    else:
+        console = Console()
+        if console.width < MIN_WIDTH:
+            console = Console(width=MIN_WIDTH)
+        print_audit(console, result, page=page_path, folder=str(folder))
+        for line in changes:
+            console.print(visible(f"{file}, {name}.convert: {line}"), style="green", markup=False, soft_wrap=True)
+        if write and not changes:
+            console.print(f"{file}, {name}.convert: the settings stand there already", markup=False, soft_wrap=True)
+    return 0
+
+
+def audit_with_progress(target: str | Sequence[Path], workflow: Workflow | None, request: Request) -> AuditResult:
+    """Audit with a bar on stderr. workflow: None where target is folders of shards."""
     errors = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -75,34 +96,22 @@ def run_audit(
             progress.update(task, description=what, completed=done, total=total or None)
 
         if workflow is not None:
-            result = audit_workflow(workflow, request, say)
-        else:
-            assert not isinstance(target, str), "folders, where there is no workflow"
-            result = audit_shards(target, request, None, say)
-    name = target if isinstance(target, str) else target[0].name
-    folder = out or request.work / name
+            return audit_workflow(workflow, request, say)
+        assert not isinstance(target, str), "folders, where there is no workflow"
+        return audit_shards(target, request, None, say)
+
+
+def write_results(result: AuditResult, folder: Path, *, page: bool) -> str:
+    """audit.json, and the page. Returns the page's path, or an empty string."""
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / RESULT_NAME) as stream:
         stream.write(result.dumps())
-    page_path = ""
-    if page:
-        from tools.auditing.page import write_page  # noqa: PLC0415  (plotly is an extra)
+    if not page:
+        return ""
+    from tools.auditing.page import write_page  # noqa: PLC0415  (plotly is an extra)
 
-        page_path = str(folder / PAGE_NAME)
-        write_page(folder / PAGE_NAME, result)
-    changes = _keep(result, request, file, str(name)) if write else []
-    if as_json:
-        print(result.dumps().decode(), end="")
-    else:
-        console = Console()
-        if console.width < MIN_WIDTH:
-            console = Console(width=MIN_WIDTH)
-        print_audit(console, result, page=page_path, folder=str(folder))
-        for line in changes:
-            console.print(visible(f"{file}, {name}.convert: {line}"), style="green", markup=False, soft_wrap=True)
-        if write and not changes:
-            console.print(f"{file}, {name}.convert: the settings stand there already", markup=False, soft_wrap=True)
-    return 0
+    write_page(folder / PAGE_NAME, result)
+    return str(folder / PAGE_NAME)
 
 
 def _keep(result: AuditResult, request: Request, file: Path, name: str) -> list[str]:

@@ -144,6 +144,11 @@ class NumberLengths:
             self._table = self._pieces.ids.lengths[codes].astype(np.int32)
         return np.asarray(self._table[values])
 
+    def of_boxes(self, values: IntColumn) -> IntColumn:
+        """(B,) tokens of the four numbers of each box (B, 4)."""
+        lengths = self.of(values)
+        return np.asarray((lengths[:, 0] + lengths[:, 1] + lengths[:, 2] + lengths[:, 3]).astype(np.int64))
+
 
 # ---- from a unit
 

@@ -98,7 +98,7 @@ class _Chunk:
         references = image_offsets[row_of_turn[owner]] + image_index[owner]
         own_offsets = offsets_of(np.bincount(owner, minlength=num_turns))
         values = self.frame.family.grid.quantise(boxes[placed], sizes_wh[references].astype(np.int64), resized_wh[references])
-        numbers = self.grammar.numbers.of(values).sum(axis=1, dtype=np.int64)
+        numbers = self.grammar.numbers.of_boxes(values)
         first, place = _distinct(boxes[placed], references)
 
         prompts, answers = asked.field("prompt_ids"), asked.field("answer_ids")

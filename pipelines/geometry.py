@@ -35,7 +35,8 @@ def sides(boxes: FloatBoxes) -> Sizes:
 
 def area(boxes: FloatBoxes) -> Column:
     """(N,); 0 where a side is not positive."""
-    return np.asarray(np.maximum(sides(boxes), 0).prod(axis=1))
+    # Column by column: a product over an axis of two is several times slower.
+    return np.maximum(boxes[:, 2] - boxes[:, 0], 0) * np.maximum(boxes[:, 3] - boxes[:, 1], 0)
 
 
 def inside_fraction(boxes: FloatBoxes, sizes_wh: Sizes) -> Column:
@@ -44,20 +45,22 @@ def inside_fraction(boxes: FloatBoxes, sizes_wh: Sizes) -> Column:
     return np.divide(area(clip(boxes, sizes_wh)), whole, out=np.zeros_like(whole), where=whole > 0)
 
 
+def _intersection(first: FloatBoxes, second: FloatBoxes) -> Column:
+    width = np.minimum(first[:, 2], second[:, 2]) - np.maximum(first[:, 0], second[:, 0])
+    height = np.minimum(first[:, 3], second[:, 3]) - np.maximum(first[:, 1], second[:, 1])
+    return np.asarray(np.maximum(width, 0) * np.maximum(height, 0))
+
+
 def iou_pairs(first: FloatBoxes, second: FloatBoxes) -> Column:
     """(N,) intersection over union of row with row; 0 where the union is empty."""
-    corner0 = np.maximum(first[:, :2], second[:, :2])
-    corner1 = np.minimum(first[:, 2:], second[:, 2:])
-    intersection: Column = np.maximum(corner1 - corner0, 0).prod(axis=1)
+    intersection = _intersection(first, second)
     union = area(first) + area(second) - intersection
     return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
 
 
 def giou_pairs(first: FloatBoxes, second: FloatBoxes) -> Column:
     """(N,) generalised IoU of row with row, in [-1, 1]: IoU less the share of the enclosing box that neither covers (Rezatofighi 2019)."""
-    corner0 = np.maximum(first[:, :2], second[:, :2])
-    corner1 = np.minimum(first[:, 2:], second[:, 2:])
-    union = area(first) + area(second) - np.maximum(corner1 - corner0, 0).prod(axis=1)
+    union = area(first) + area(second) - _intersection(first, second)
     hull = area(np.concatenate([np.minimum(first[:, :2], second[:, :2]), np.maximum(first[:, 2:], second[:, 2:])], axis=1))
     return np.asarray(iou_pairs(first, second) - np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0))
 

@@ -57,9 +57,14 @@ class CoordinateGrid(Protocol):
         """The largest values across and down that name a place in an image of this resized size; the smallest are 0."""
 
 
-def _four(size_wh: IntBoxes) -> npt.NDArray[np.float64]:
-    """(N, 2) sizes as (N, 4) divisors for xyxy."""
-    return np.concatenate([size_wh, size_wh], axis=1).astype(np.float64)
+def _corners(boxes: npt.NDArray[np.number]) -> npt.NDArray[np.number]:
+    """(N, 4) xyxy as (N, 2 corners, 2), without a copy: what is said of (width, height) is then said of both corners."""
+    return boxes.reshape(-1, 2, 2)
+
+
+def _both(size_wh: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    """(N, 2) sizes as (N, 1, 2), for both corners of `_corners`."""
+    return size_wh.astype(np.float64)[:, None, :]
 
 
 @dataclass(frozen=True)
@@ -80,16 +85,16 @@ class ThousandthGrid:
         return f"{value} / 1000 * width (height for y) of the original image"
 
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
-        thousandths = boxes_px / _four(size_wh) * 1000
+        thousandths = _corners(boxes_px) / _both(size_wh) * 1000
         if self.rounding == "round":
-            return np.clip(np.rint(thousandths), 0, 1000).astype(np.int64)
-        return np.clip(np.floor(thousandths), 0, 999).astype(np.int64)
+            return np.clip(np.rint(thousandths), 0, 1000).astype(np.int64).reshape(-1, 4)
+        return np.clip(np.floor(thousandths), 0, 999).astype(np.int64).reshape(-1, 4)
 
     def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
         # A floored value stands for [v, v + 1): its middle is the estimate with the smallest error.
         middle = 0.5 if self.rounding == "floor" else 0.0
-        whole = _four(size_wh)
-        return np.clip((values + middle) / 1000 * whole, 0, whole)
+        whole = _both(size_wh)
+        return np.clip((_corners(values) + middle) / 1000 * whole, 0, whole).reshape(-1, 4)
 
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         return size_wh / 1000
@@ -106,12 +111,12 @@ class ResizedPixelGrid:
     inverse_description: str = "v * width / resized_width (heights for y), resized as the family's rule and these pixel limits say"
 
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
-        scale = _four(resized_wh) / _four(size_wh)
-        return np.clip(np.rint(boxes_px * scale), 0, _four(resized_wh) - 1).astype(np.int64)
+        resized = _both(resized_wh)
+        return np.clip(np.rint(_corners(boxes_px) * (resized / _both(size_wh))), 0, resized - 1).astype(np.int64).reshape(-1, 4)
 
     def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
-        whole = _four(size_wh)
-        return np.clip(values * (whole / _four(resized_wh)), 0, whole)
+        whole = _both(size_wh)
+        return np.clip(_corners(values) * (whole / _both(resized_wh)), 0, whole).reshape(-1, 4)
 
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         return size_wh / resized_wh

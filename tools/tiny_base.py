@@ -1,13 +1,14 @@
 """A base small enough for a laptop: a family's architecture in a config.json, for `init: random`. Trials, tests and benchmarks."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipelines.families.catalog import find_family
-from pipelines.families.patches import SmartResize
+from pipelines.families.family import Family
+from pipelines.families.patches import SmartResize, SquareResize
 from pipelines.tokens import load_tokenizer
-from schemas.errors import ConfigError
 
 _TEXT = {
     "hidden_size": 64,
@@ -45,21 +46,46 @@ def _qwen3_vl(text: dict[str, Any], vision: dict[str, Any]) -> dict[str, Any]:
 
 _BUILDERS = {"qwen2_vl": _qwen2_vl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_vl": _qwen3_vl}
 TINY_FAMILIES = tuple(_BUILDERS)
+"""Those that the tokenizer of the demo serves."""
+
+
+def _cogvlm(side: int, vocabulary: int, *, second: bool) -> dict[str, Any]:
+    vision: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_heads": 2}
+    vision |= {"patch_size": 14, "image_size": side, "num_positions": (side // 14) ** 2 + 1, "in_channels": 3}
+    vision |= {"layer_norm_eps": 1e-6, "dropout_prob": 0.0, "hidden_act": "gelu"}
+    text = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return text | {"vocab_size": vocabulary, "vision_config": vision} | ({"num_multi_query_heads": 2} if second else {})
+
+
+def _qwen_vl(side: int, vocabulary: int) -> dict[str, Any]:
+    # The resampler's heads are 128 wide, as published: narrower it cannot be.
+    visual = {"image_size": side, "patch_size": 14, "width": 32, "layers": 2, "heads": 2, "mlp_ratio": 2.0, "output_dim": 128}
+    text = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "kv_channels": 32, "intermediate_size": 256}
+    return text | {"vocab_size": vocabulary, "visual": visual}
 
 
 def write_tiny_base(folder: Path, family_name: str, tokenizer: str) -> None:
-    """Write config.json of a tiny network that fits the family and the tokenizer. Raises ConfigError for a family without one."""
-    if family_name not in _BUILDERS:
-        raise ConfigError("family", found=repr(family_name), expected=f"one of {', '.join(_BUILDERS)}")
+    """Write config.json of a tiny network that fits the family and the tokenizer. Raises ConfigError for an unknown family."""
     family = find_family(family_name)
     loaded = load_tokenizer(tokenizer)
-    resize, special = family.resize, loaded.special_ids
-    assert isinstance(resize, SmartResize), "these families share it"
-    vocabulary = -(-max(loaded.backend.get_vocab_size(), *(number + 1 for number in special.values())) // 64) * 64
+    vocabulary = -(-max(loaded.backend.get_vocab_size(), *(number + 1 for number in loaded.special_ids.values())) // 64) * 64
+    resize = family.resize
+    if isinstance(resize, SquareResize):
+        is_cogvlm = family.network.model_type == "cogvlm"
+        square = _cogvlm(resize.side, vocabulary, second=family_name == "cogvlm2") if is_cogvlm else _qwen_vl(resize.side, vocabulary)
+        config = square | {"model_type": family.network.model_type}
+    else:
+        assert isinstance(resize, SmartResize), "a third rule needs a builder of its own"
+        config = _of_transformers(family, resize, loaded.special_ids, vocabulary)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+
+
+def _of_transformers(family: Family, resize: SmartResize, special: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
     ids = {"bos_token_id": None, "eos_token_id": special["<|im_end|>"], "pad_token_id": None}
-    text = _TEXT | ids | {"vocab_size": vocabulary, "model_type": f"{family_name}_text"}
+    text = _TEXT | ids | {"vocab_size": vocabulary, "model_type": f"{family.name}_text"}
     vision = {"patch_size": resize.patch, "spatial_merge_size": resize.merge, "temporal_patch_size": 2, "in_channels": 3}
-    config = _BUILDERS[family_name](text, vision) | {
+    return _BUILDERS[family.name](text, vision) | {
         "model_type": family.network.model_type,
         "image_token_id": special[family.chat.image_token],
         "video_token_id": special.get("<|video_pad|>", vocabulary - 1),
@@ -67,5 +93,3 @@ def write_tiny_base(folder: Path, family_name: str, tokenizer: str) -> None:
         "vision_end_token_id": special["<|vision_end|>"],
         "tie_word_embeddings": False,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")

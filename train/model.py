@@ -23,7 +23,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from pipelines.families.family import Family, Network
-from pipelines.families.patches import SmartResize
+from pipelines.families.patches import SmartResize, SquareResize
 from schemas.errors import ConfigError
 from train import pixels
 from train.attention import SEGMENTS, TEXT_ATTENTION, VISION_ATTENTION, Segments, text_attention, vision_attention
@@ -142,6 +142,15 @@ def _check_fit(base: str, config: PreTrainedConfig, family: Family, image_token_
             expected=f"one that holds the shards' image token {image_token_id}",
             fix="Base and tokenizer are not of one model.",
         )
+    if isinstance(family.resize, SquareResize):
+        side = (getattr(config, NATIVE[network.model_type].vision_section) or {}).get("image_size")
+        if side != family.resize.side:
+            raise ConfigError(
+                "train.base",
+                found=f"{base!r} for images of {side} px",
+                expected=f"{family.resize.side} px, as the shards were counted",
+                fix=f"Choose a base of {family.title}, or convert again for this one's family.",
+            )
     if isinstance(family.resize, SmartResize):
         vision = config.vision_config
         if (vision.patch_size, vision.spatial_merge_size) != (family.resize.patch, family.resize.merge):

@@ -57,9 +57,13 @@ class CoordinateGrid(Protocol):
         """The largest values across and down that name a place in an image of this resized size; the smallest are 0."""
 
 
-def _corners(boxes: npt.NDArray[np.number]) -> npt.NDArray[np.number]:
-    """(N, 4) xyxy as (N, 2 corners, 2), without a copy: what is said of (width, height) is then said of both corners."""
-    return boxes.reshape(-1, 2, 2)
+def _corners(boxes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
+    """(N, 4) xyxy as (N, 2 corners, 2): what is said of (width, height) is then said of both corners."""
+    return boxes.astype(np.float64, copy=False).reshape(-1, 2, 2)
+
+
+def _rows(corners: FloatBoxes) -> FloatBoxes:
+    return corners.reshape(-1, 4)
 
 
 def _both(size_wh: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
@@ -87,14 +91,14 @@ class ThousandthGrid:
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         thousandths = _corners(boxes_px) / _both(size_wh) * 1000
         if self.rounding == "round":
-            return np.clip(np.rint(thousandths), 0, 1000).astype(np.int64).reshape(-1, 4)
-        return np.clip(np.floor(thousandths), 0, 999).astype(np.int64).reshape(-1, 4)
+            return _rows(np.clip(np.rint(thousandths), 0, 1000)).astype(np.int64)
+        return _rows(np.clip(np.floor(thousandths), 0, 999)).astype(np.int64)
 
     def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
         # A floored value stands for [v, v + 1): its middle is the estimate with the smallest error.
         middle = 0.5 if self.rounding == "floor" else 0.0
         whole = _both(size_wh)
-        return np.clip((_corners(values) + middle) / 1000 * whole, 0, whole).reshape(-1, 4)
+        return _rows(np.clip((_corners(values) + middle) / 1000 * whole, 0, whole))
 
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         return size_wh / 1000
@@ -112,11 +116,11 @@ class ResizedPixelGrid:
 
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         resized = _both(resized_wh)
-        return np.clip(np.rint(_corners(boxes_px) * (resized / _both(size_wh))), 0, resized - 1).astype(np.int64).reshape(-1, 4)
+        return _rows(np.clip(np.rint(_corners(boxes_px) * (resized / _both(size_wh))), 0, resized - 1)).astype(np.int64)
 
     def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
         whole = _both(size_wh)
-        return np.clip(_corners(values) * (whole / _both(resized_wh)), 0, whole).reshape(-1, 4)
+        return _rows(np.clip(_corners(values) * (whole / _both(resized_wh)), 0, whole))
 
     def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
         return size_wh / resized_wh

@@ -30,7 +30,9 @@ NATIVE: dict[str, NativeNetwork] = {
 def open_config(base: str) -> PreTrainedConfig:
     """config.json of a folder or hub id. Raises ConfigError where the network is none of ours, OSError where there is no config.json."""
     raw, _ = PreTrainedConfig.get_config_dict(base)
-    return config_of(raw, base)
+    config = config_of(raw, base)
+    config.name_or_path = base  # as transformers does: peft compares it with what an adapter's card says
+    return config
 
 
 def config_of(raw: dict[str, Any], where: str) -> PreTrainedConfig:

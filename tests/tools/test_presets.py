@@ -8,11 +8,21 @@ import yaml
 from tools.workflows import load_workflow
 
 FILE = Path(__file__).parents[2] / "workflows.yaml"
-SECTIONS = [
-    (name, section) for name, workflow in yaml.safe_load(FILE.read_text()).items() for section in workflow if section != "description"
-]
+WORKFLOWS = yaml.safe_load(FILE.read_text())
+SECTIONS = [(name, section) for name, workflow in WORKFLOWS.items() for section in workflow if section not in ("description", "needs")]
+NEEDS = [(name, other) for name, workflow in WORKFLOWS.items() for other in workflow.get("needs", ())]
 
 
 @pytest.mark.parametrize(("name", "section"), SECTIONS)
 def test_a_preset_is_valid(name: str, section: str) -> None:
     assert getattr(load_workflow(FILE, name, section), section) is not None
+
+
+@pytest.mark.parametrize(("name", "other"), NEEDS)
+def test_what_a_preset_needs_is_there_and_of_its_frame(name: str, other: str) -> None:
+    mine, theirs = (load_workflow(FILE, one, "convert").convert for one in (name, other))
+    assert mine is not None
+    assert theirs is not None
+    for key in ("family", "tokenizer", "image_max_pixels", "cutoff_len"):
+        assert getattr(mine, key) == getattr(theirs, key)
+    assert mine.output != theirs.output

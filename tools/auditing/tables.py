@@ -54,11 +54,16 @@ def headline(family: FamilyResult) -> str:
     lost = f"{own.turns_lost:,} of {own.turns:,} turns and {own.boxes_lost:,} of {own.boxes:,} boxes are lost"
     kept = "no sample gives a turn" if not own.turns else "nothing is lost" if not own.turns_lost else lost
     long = f", {own.long:,} samples do not fit one sequence" if own.long else ""
-    cost = f", {own.gpu_hours:,.2g} GPU-hours an epoch on {family.assumptions.gpu}" if own.gpu_hours is not None else ""
+    cost = f", {gpu_time(own.gpu_hours)} an epoch on {family.assumptions.gpu}" if own.gpu_hours is not None else ""
     return (
         f"{family.family}, cutoff_len {own.cutoff_len:,}, {own.max_pixels:,} px: {kept}{long}. {own.tokens:,} tokens an epoch, "
         f"{own.steps:,} steps of {family.assumptions.global_batch}{cost}."
     )
+
+
+def gpu_time(hours: float) -> str:
+    """In seconds where it is less than a hundredth of an hour."""
+    return f"{hours:,.2g} GPU-hours" if hours >= 0.01 else f"{hours * 3600:,.2g} GPU-seconds"
 
 
 def own_setting(family: FamilyResult) -> Setting:

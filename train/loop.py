@@ -23,8 +23,9 @@ from train.checkpoint import Snapshot, TrainState
 from train.documents import NUM_GROUPS, group_name, group_quartile
 from train.model_shape import ModelShape
 from train.objective import BatchLoss
+from train.ranks import is_distributed, sum_over_ranks
 from train.schedule import EarlyStop, LossWatch, rate_factor
-from train.strategy import Strategy, is_distributed, sum_over_ranks
+from train.strategy import Strategy
 
 if TYPE_CHECKING:
     from schemas.training import Part, TrainConfig

@@ -15,6 +15,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from train.ranks import largest_of_ranks
+
 
 def weighted_cross_entropy(
     hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, weights: torch.Tensor, *, chunk_tokens: int, through_module: bool = False
@@ -22,13 +24,16 @@ def weighted_cross_entropy(
     """Returns (sum of weight * CE: () float32 with gradient, CE of each token: (N,) float32 without).
 
     hidden: (N, H), the states that predict the targets. targets: (N,) int64. weights: (N,) float32.
-    through_module: call the head rather than read its weight (ZeRO-3 gathers a weight only around its module's forward; adapters and
-    quantised heads have no plain weight); chunks are then computed a second time in backward.
+    through_module: ZeRO-3, which gathers the head's weight around each of its forwards, on all ranks together: every rank calls it as often
+    as the one with the most labels does. Chunks are then computed a second time in backward.
     """
+    num_chunks = -(-len(targets) // chunk_tokens)
+    if through_module:
+        return _through_module(hidden, head, targets, weights, largest_of_ranks(max(1, num_chunks), hidden.device))
     if len(targets) == 0:
         return hidden.sum(dtype=torch.float32) * 0, hidden.new_zeros(0, dtype=torch.float32)
-    if through_module or type(head) is not nn.Linear or head.bias is not None:
-        return _through_module(hidden, head, targets, weights, chunk_tokens)
+    if type(head) is not nn.Linear or head.bias is not None:  # adapters and quantised heads have no plain weight
+        return _through_module(hidden, head, targets, weights, num_chunks)
     total, losses = _ChunkedCrossEntropy.apply(hidden, head.weight, targets, weights, chunk_tokens)
     return total, losses
 
@@ -88,12 +93,14 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _through_module(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, weights: torch.Tensor, chunk_tokens: int
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, weights: torch.Tensor, num_chunks: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    """Some chunks may be empty."""
+
     def of_chunk(states: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(head(states).float(), chosen, reduction="none")
 
-    chunks = zip(hidden.split(chunk_tokens), targets.split(chunk_tokens), strict=True)
+    chunks = zip(hidden.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True)
     # Reentrant: the other kind compares what is computed again with the first time, and a gathered weight has another shape by then.
     losses = torch.cat([checkpoint(of_chunk, states, chosen, use_reentrant=True) for states, chosen in chunks])
     return (losses * weights).sum(), losses.detach()

@@ -11,6 +11,8 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from train.ranks import is_distributed
+
 if TYPE_CHECKING:
     from schemas.training import TrainConfig
     from train.collate import MicroBatch
@@ -48,17 +50,6 @@ class Strategy(Protocol):
 
     def load(self, parameters: Tensors, optimizer_state: Tensors) -> None:
         """What `parameters` and `optimizer_state` gave, on every rank."""
-
-
-def is_distributed() -> bool:
-    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
-
-
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
-    """In place, on all ranks alike."""
-    if is_distributed():
-        distributed.all_reduce(values)
-    return values
 
 
 class PlainStrategy:

@@ -1,6 +1,7 @@
 """The loop: the same losses whatever the accumulation, the ranks, the packing, the strategy; stopping and going on changes nothing."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_ranks_and_strategies_change_nothing(world_size: int, stage: int, recomp
     if stage:
         pytest.importorskip("deepspeed", reason="DeepSpeed is an extra")
     _assert_same(run_together(Setting(stage=stage, recompute=recompute), tmp_path, world_size), reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "recompute"), [(0, False), (2, False), (3, False), (3, True)], ids=str)
+def test_ranks_may_have_different_work(stage: int, recompute: bool, tmp_path: Path) -> None:
+    """Three packs on two ranks: one has nothing but a blank image in its second pass. And labels fill different numbers of chunks."""
+    if stage:
+        pytest.importorskip("deepspeed", reason="DeepSpeed is an extra")
+    unequal = Setting(global_batch=3, num_steps=3, options={"loss": {"chunk_tokens": 4}})
+    expected = run_alone(unequal, tmp_path / "alone")
+    _assert_same(run_together(replace(unequal, stage=stage, recompute=recompute), tmp_path, 2), expected)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3], ids=["no dropout", "dropout"])

@@ -127,7 +127,7 @@ def trainer_of(setting: Setting, folder: Path, rank: int = 0, world_size: int = 
     model.train()
     if setting.recompute:
         recompute_activations(base, gathered_weights=setting.stage == 3)
-    objective = Objective(base, chunk_tokens=16, autocast=None, through_module=setting.stage == 3)
+    objective = Objective(base, chunk_tokens=config.loss.chunk_tokens, autocast=None, through_module=setting.stage == 3)
     shape = flops.shape_of(base)
     groups = parameter_groups(model, base.family.network, 0.0)
     kind: Any = ZeroStrategy if setting.stage else PlainStrategy
@@ -163,12 +163,17 @@ def run_together(setting: Setting, folder: Path, world_size: int) -> Result:
         port = probe.getsockname()[1]
     context = multiprocessing.get_context("spawn")
     results: Any = context.SimpleQueue()
-    processes = [context.Process(target=_one_of, args=(setting, folder, rank, world_size, port, results)) for rank in range(world_size)]
+    processes = [
+        context.Process(target=_one_of, args=(setting, folder, rank, world_size, port, results), daemon=True) for rank in range(world_size)
+    ]
     for process in processes:
         process.start()
     for process in processes:
         process.join(timeout=300)
-        assert process.exitcode == 0, f"a rank ended with {process.exitcode}"
+    ends = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert ends == [0] * world_size, "how the ranks ended; None: one waits for another for ever"
     found: Result = torch.load(folder / "result.pt", weights_only=False)  # our own file, written a moment ago
     return found
 

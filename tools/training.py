@@ -1,7 +1,9 @@
 """`boxcar train` for people: what is being done, a bar with the loss, and what to do next."""
 
 import json
+import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -113,4 +115,13 @@ def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json:
     if plot:
         console.print("  loss.png       look at it", markup=False)
     if state["step"] < state["num_steps"]:
-        console.print(f"To go on: boxcar {' '.join(sys.argv[1:])}{'' if '--resume' in sys.argv else ' --resume'}", markup=False)
+        console.print(f"To go on: {_again(sys.argv[1:])}", markup=False)
+        if config.max_steps == state["step"]:
+            console.print(f"max_steps={config.max_steps} ended it: give a larger one, or none.", markup=False)
+
+
+def _again(words: Sequence[str]) -> str:
+    """The command that goes on with a run that this one began: without its last step, which may have stood in the file as well."""
+    kept = [word for word in words if not word.removeprefix("train.").startswith("max_steps=")]
+    resumes = [] if "--resume" in kept or kept[:1] != ["train"] else ["--resume"]  # `boxcar run` goes on by itself
+    return shlex.join(["boxcar", *kept, *resumes])

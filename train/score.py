@@ -42,8 +42,8 @@ PROTOCOL: Mapping[Section, str] = {
     "true box in the pixels the model saw, below 32² small, below 96² medium.",
     "objects": "A unit is a question and a label it asks for. One-to-one matching within units, greedy from the highest IoU. At .5 and the "
     "mean over .5:.05:.95, summed over units (micro); macro: mean over labels; question_f1: mean over units, 1 where nothing is there and "
-    "no box was given. duplicates: boxes with an earlier box of their unit at IoU > .9; hallucinated: units of absent things that were "
-    "given boxes; stray: boxes of names that were not asked for.",
+    "a reply that could be read gave no box. duplicates: boxes with an earlier box of their unit at IoU > .9; hallucinated: units of "
+    "absent things that were given boxes; stray: boxes of names that were not asked for.",
     "grec": "Questions about one thing. pr_f1: share with F1 = 1 at IoU >= .5 (absent things: no box); n_acc: absent things answered with "
     "no box, by a reply that could be read; t_acc: present things answered with a box.",
     "format": "Shares of the replies. wrong_count: not as many boxes as are true; out_of_range: a value beyond the image; no_area: share "
@@ -106,7 +106,7 @@ def score(table: pa.Table, *, draws: int = 1000, seed: int = 0, grec_official: b
     questions = scored(table)
     metrics = [
         *_rec(questions),
-        *_objects(questions.units),
+        *_objects(questions),
         *_object_sizes(questions),
         *_grec(questions, official=grec_official),
         *_format(questions),
@@ -189,7 +189,8 @@ def _rec(questions: Scored) -> Iterator[_Metric]:
         yield replace(metric, size=size)
 
 
-def _objects(units: Units) -> Iterator[_Metric]:
+def _objects(questions: Scored) -> Iterator[_Metric]:
+    units = questions.units
     row = units.question
     of_predicted, _ = units.match(units.pair_iou, OBJECT_IOUS[0])
     num_units = len(row)
@@ -206,7 +207,7 @@ def _objects(units: Units) -> Iterator[_Metric]:
         yield _Metric(
             "objects", f"macro_{name}_50", row[named], above[named, :1], below[named, :1], label=units.label[named], only_by=("all", "task")
         )
-    yield _share("objects", "question_f1_50", row, _unit_f1(hits[:, 0], units))
+    yield _share("objects", "question_f1_50", row, _unit_f1(hits[:, 0], units, (questions.column("status") != "failed")[row]))
     yield _share("objects", "count_mae", row, np.abs(units.num_predicted - units.num_truth))
     box_row = row[units.predicted_unit]
     yield _share("objects", "duplicates", box_row, _is_duplicate(units))
@@ -214,9 +215,9 @@ def _objects(units: Units) -> Iterator[_Metric]:
     yield _share("objects", "stray", box_row, ~named[units.predicted_unit])
 
 
-def _unit_f1(hits: FloatColumn, units: Units) -> FloatColumn:
+def _unit_f1(hits: FloatColumn, units: Units, was_read: npt.NDArray[np.bool_]) -> FloatColumn:
     boxes = units.num_predicted + units.num_truth
-    return np.asarray(np.divide(2 * hits, boxes, out=np.ones(len(hits)), where=boxes > 0))
+    return np.asarray(np.divide(2 * hits, boxes, out=was_read.astype(np.float64), where=boxes > 0))
 
 
 def _is_duplicate(units: Units) -> npt.NDArray[np.bool_]:

@@ -10,7 +10,7 @@ import xxhash
 from pipelines.ragged import offsets_of
 from schemas.task import TASK_NAMES, TaskName
 from train.index import QUANTILES, PlanIndex
-from train.plan import Plan
+from train.plan_table import Plan
 
 TURN_OPEN = 3
 

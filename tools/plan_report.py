@@ -21,7 +21,8 @@ from schemas.training import PlanConfig
 from schemas.workflow import Workflow
 from tools.plain import visible
 from train.index import QUANTILES, PlanIndex, read_index
-from train.plan import Plan, plan_epoch, stages_of
+from train.plan import plan_epoch, stages_of
+from train.plan_table import Plan
 from train.sampling import competence, gates
 
 if TYPE_CHECKING:

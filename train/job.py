@@ -30,7 +30,8 @@ from schemas.training import PlanConfig, TrainConfig
 from schemas.workflow import Workflow
 from train.index import PlanIndex, read_index
 from train.nodes import require_alike, survey
-from train.plan import Plan, plan_epoch, write_plan
+from train.plan import plan_epoch
+from train.plan_table import Plan, write_plan
 from train.run_folder import ADAPTER, METRICS, RUN, RunFolder, require_new_or_same
 from train.sessions import LocalSession
 from train.stream import LoaderLost

@@ -42,7 +42,7 @@ from train.blank import blank_document
 from train.collate import MicroBatch, Pixels, dummy, pack, pad
 from train.documents import Document, ImageSlot, compose
 from train.index import quantile_tables
-from train.plan import rank_packs
+from train.plan_table import rank_packs
 from train.positions import NUM_ROWS
 from train.store import ShardStore
 

@@ -34,7 +34,7 @@ from train.live_metrics import answering, measure_live
 from train.loop import Step, Trainer
 from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
-from train.plan import read_plan
+from train.plan_table import read_plan
 from train.run_folder import ADAPTER, RunFolder, checkpoint_name
 from train.sessions import Session
 from train.store import ShardStore

@@ -14,18 +14,8 @@ from schemas.errors import BudgetError, ConfigError, ShardError
 from schemas.training import PhaseConfig, PlanConfig, ScheduleConfig, TrainConfig
 from tests.small_index import Doc, R, T, documents_of, drawn_rows, index_of, length, packs_of
 from tools.bench.planning import synthetic_index
-from train.plan import (
-    PLAN_SCHEMA,
-    Plan,
-    content_of_epoch,
-    packs_of_step,
-    plan_epoch,
-    rank_packs,
-    read_plan,
-    smallest_sample,
-    window_stops,
-    write_plan,
-)
+from train.plan import content_of_epoch, plan_epoch, smallest_sample, window_stops
+from train.plan_table import PLAN_SCHEMA, Plan, packs_of_step, rank_packs, read_plan, write_plan
 
 CUTOFF = 400
 PRIME = 211

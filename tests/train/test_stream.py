@@ -22,7 +22,8 @@ from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of
 from train.collate import MicroBatch
 from train.documents import compose
 from train.index import quantile_tables, read_index
-from train.plan import PLAN_SCHEMA, plan_epoch
+from train.plan import plan_epoch
+from train.plan_table import PLAN_SCHEMA
 from train.store import ShardStore
 from train.stream import PackDataset, PlanSteps, StreamConfig, stream
 

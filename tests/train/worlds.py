@@ -20,7 +20,7 @@ from train.collate import MicroBatch
 from train.loop import Step, Trainer
 from train.model import attach_lora, parameter_groups, recompute_activations
 from train.objective import Objective
-from train.plan import rank_packs
+from train.plan_table import rank_packs
 from train.strategy import PlainStrategy, Strategy
 from train.zero import ZeroStrategy
 

@@ -12,7 +12,8 @@ import pyarrow as pa
 from schemas.task import TASK_NAMES
 from schemas.training import PlanConfig, ScheduleConfig
 from train.index import QUANTILES, PlanIndex
-from train.plan import Plan, plan_epoch
+from train.plan import plan_epoch
+from train.plan_table import Plan
 
 _CHUNK = 1 << 22
 

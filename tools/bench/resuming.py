@@ -25,7 +25,8 @@ from schemas.workflow import ConvertConfig
 from tools.bench.planning import synthetic_index
 from tools.demo import write_demo
 from train.index import read_index
-from train.plan import Plan, packs_of_step, plan_epoch, rank_packs
+from train.plan import plan_epoch
+from train.plan_table import Plan, packs_of_step, rank_packs
 from train.run_folder import METRICS
 from train.store import ShardStore
 from train.stream import StreamConfig, stream

@@ -5,6 +5,7 @@ the target, fsynced, renamed, and the folder fsynced, so that a file that exists
 """
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -15,13 +16,16 @@ import pyarrow.fs as pafs
 import xxhash
 from pyarrow import NativeFile
 
-from schemas.errors import AnnotationError, BoxcarError
+from schemas.errors import AnnotationError, BoxcarError, ConfigError
 
 HASH_CHUNK_BYTES = 8 << 20
 UNFINISHED = ".*.tmp"
 """The names, as a glob, that `atomic_write` gives to files until they are complete; a process that is killed leaves them."""
 _UNREACHABLE = (OSError, ValueError, NotImplementedError)
 """What pyarrow raises for a path: besides the system's errors, for what no path can hold and for a kind of URI that it does not know."""
+
+_OPTIONS = re.compile(r"\?(?:[^/]*&)?(?:endpoint_override|scheme|region|access_key|secret_key|allow_bucket_creation)=")
+"""pyarrow's own way to say where an S3 storage is. Names are joined to a URI's end, so that they would become part of the query."""
 
 
 def is_uri(path: str) -> bool:
@@ -41,10 +45,20 @@ def _filesystem(scheme_and_host: str) -> pafs.FileSystem:
 
 
 def resolve(path: str) -> tuple[pafs.FileSystem, str]:
-    """The file system of a path or URI, and the path within it. File systems are kept: connecting is slow."""
+    """The file system of a path or URI, and the path within it. File systems are kept: connecting is slow.
+
+    Raises ConfigError for a URI with options: a name that is joined to it would become part of them.
+    """
     local = local_path(path)
     if local is not None:
         return _local(), local
+    if options := _OPTIONS.search(path):
+        raise ConfigError(
+            path[: options.start()],
+            found="options behind the URI",
+            expected="the place alone",
+            fix="Set AWS_ENDPOINT_URL, AWS_DEFAULT_REGION, AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment of every worker.",
+        )
     scheme, _, rest = path.partition("://")
     host, _, inner = rest.partition("/")
     filesystem = _filesystem(f"{scheme}://{host}/")

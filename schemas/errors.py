@@ -8,7 +8,8 @@
     ├── TokenizerError    a tokenizer does not fit the family or cannot be composed exactly
     ├── ShardError        a shard or manifest is missing, damaged or of another version
     ├── ContractError     two frame contracts differ where they must agree
-    └── TrainingError     a run that cannot start, go on or be resumed
+    ├── TrainingError     a run that cannot start, go on or be resumed
+    └── StorageError      storage that does not answer, or says no: the same again may do
 
 A message names where it happened, what was found, what was expected and the way out:
 `AnnotationError: val.json, annotation 4131: found a bbox of 3 numbers, expected [x, y, width, height]. Fix the file ...`.
@@ -81,3 +82,8 @@ class ContractError(BoxcarError):
 
 class TrainingError(BoxcarError):
     """A run that cannot start, go on or be resumed."""
+
+
+class StorageError(BoxcarError):
+    """Storage that does not answer, or says no: a network, credentials, a bucket. Data and settings are right as far as one knows, so that
+    starting again may help."""

@@ -9,6 +9,7 @@ an elastic run and copies checkpoints to the storage. What a step is, it does no
 import json
 import logging
 import os
+import shutil
 import socket
 import threading
 from collections import Counter
@@ -24,7 +25,7 @@ import xxhash
 from pipelines import storage
 from schemas import errors
 from schemas.adapter import CARD
-from schemas.errors import BoxcarError, ConfigError, TrainingError
+from schemas.errors import BoxcarError, ConfigError, StorageError, TrainingError
 from schemas.task import TASK_NAMES, TaskName
 from schemas.training import PlanConfig, TrainConfig
 from schemas.workflow import Workflow
@@ -53,6 +54,10 @@ _NOT_CONTENT = {
     "peak_tflops",
 }
 """Settings that do not change what a run computes."""
+
+SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_BETWEEN_REMOTE_LOOKS = 5.0
+"""Each is a request or two."""
 
 OnEvent = Callable[[dict[str, Any]], None]
 
@@ -96,7 +101,7 @@ def _uses_gpu(config: TrainConfig) -> bool:
 def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_event: OnEvent = lambda _: None) -> dict[str, Any]:
     """Run to the end. Returns the last state: step, tokens, and `folder`. Raises BoxcarError, after which --resume goes on.
 
-    on_event: called from another thread with each event of metrics.jsonl, where the run's folder is local or shared, and with
+    on_event: called from another thread with each event of metrics.jsonl (where the run's folder is remote, some seconds later), and with
     {"event": "planning", ...} before.
     """
     on_event({"event": "planning", "what": "reading the index of the shards"})
@@ -227,6 +232,8 @@ class _RaySession:
 
         found = None if folder is None else self._train.Checkpoint.from_directory(str(folder))
         self._train.report({**metrics, "step": step}, checkpoint=found, checkpoint_dir_name=checkpoint_name(step))
+        if folder is not None:
+            shutil.rmtree(folder)  # it is uploaded: report waits for that
 
     def endangered(self) -> bool:
         # Ray Train answers alike on all ranks (a call is a barrier of a few milliseconds) and starts the run again elsewhere when the node
@@ -249,8 +256,8 @@ def _work_under_ray(arguments: dict[str, Any]) -> None:
         return  # another rank, or the attempt before, has said what is wrong: trying again would not help
     try:
         work(spec, _RaySession())
-    except LoaderLost:
-        raise
+    except (LoaderLost, StorageError):
+        raise  # trying again may help
     except BoxcarError as error:
         folder.write(FAILURE, json.dumps(_failure(error)).encode())
         raise
@@ -383,25 +390,23 @@ def _require_listener(address: str) -> None:
 
 @contextmanager
 def _watching(folder: RunFolder, on_event: OnEvent) -> Iterator[None]:
-    """Tell of new lines of metrics.jsonl, twice a second."""
-    if folder.local is None:
-        yield
-        return
-    path, done = folder.local / METRICS, threading.Event()
-    offset = path.stat().st_size if path.exists() else 0
+    """Tell of new lines of metrics.jsonl: twice a second, and where the folder is remote, now and then."""
+    existing = folder.read(METRICS) or b""
+    offset, done = existing.rfind(b"\n") + 1, threading.Event()
 
     def follow() -> None:
         nonlocal offset
         while True:
-            last = done.wait(0.5)
-            if path.exists():
-                with path.open("rb") as stream:
-                    stream.seek(offset)
-                    data = stream.read()
-                whole = data[: data.rfind(b"\n") + 1]
-                offset += len(whole)
-                for line in whole.splitlines():
-                    on_event(json.loads(line))
+            last = done.wait(SECONDS_BETWEEN_LOOKS if folder.local is not None else SECONDS_BETWEEN_REMOTE_LOOKS)
+            try:
+                data = folder.read(METRICS, offset) or b""
+            except StorageError as error:  # what is missed now, the next look sees
+                logging.getLogger(__name__).warning("%s", error)
+                data = b""
+            whole = data[: data.rfind(b"\n") + 1]
+            offset += len(whole)
+            for line in whole.splitlines():
+                on_event(json.loads(line))
             if last:
                 return
 

@@ -10,12 +10,14 @@ loss.png               the same as a picture
 
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow.fs as pafs
 
 from pipelines import storage
-from schemas.errors import TrainingError
+from schemas.errors import StorageError, TrainingError
 
 CHECKPOINT_PREFIX = "step-"
 ADAPTER = "adapter"
@@ -28,7 +30,7 @@ def checkpoint_name(step: int) -> str:
 
 
 class RunFolder:
-    """Files and folders by name. Raises TrainingError where the storage says no."""
+    """Files and folders by name. Raises StorageError where a remote storage says no."""
 
     def __init__(self, uri: str) -> None:
         """uri: of the run's folder; a relative path is made absolute, since workers stand elsewhere."""
@@ -39,13 +41,15 @@ class RunFolder:
     def __truediv__(self, name: str) -> str:
         return f"{self.uri}/{name}"
 
-    def read(self, name: str) -> bytes | None:
-        """None where there is no such file."""
-        filesystem, path = storage.resolve(self / name)
-        if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
-            return None
-        with filesystem.open_input_stream(path) as stream:
-            data: bytes = stream.read()
+    def read(self, name: str, start: int = 0) -> bytes | None:
+        """A file from this byte on; None where there is no such file."""
+        with _answering(self / name):
+            filesystem, path = storage.resolve(self / name)
+            if filesystem.get_file_info(path).type == pafs.FileType.NotFound:
+                return None
+            with filesystem.open_input_file(path) as stream:
+                stream.seek(min(start, stream.size()))
+                data: bytes = stream.read()
         return data
 
     def write(self, name: str, data: bytes) -> None:
@@ -55,14 +59,16 @@ class RunFolder:
             with storage.atomic_write(self.local / name) as stream:
                 stream.write(data)
             return
-        filesystem, path = storage.resolve(self / name)
-        with filesystem.open_output_stream(path) as output:
-            output.write(data)
+        with _answering(self / name):
+            filesystem, path = storage.resolve(self / name)
+            with filesystem.open_output_stream(path) as output:
+                output.write(data)
 
     def checkpoints(self) -> list[int]:
         """Steps of the checkpoints that are there, whole or not, the newest first."""
-        filesystem, path = storage.resolve(self.uri)
-        entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+        with _answering(self.uri):
+            filesystem, path = storage.resolve(self.uri)
+            entries = filesystem.get_file_info(pafs.FileSelector(path, allow_not_found=True))
         names = [entry.base_name.removeprefix(CHECKPOINT_PREFIX) for entry in entries if entry.base_name.startswith(CHECKPOINT_PREFIX)]
         return sorted((int(name) for name in names if name.isdecimal()), reverse=True)
 
@@ -71,22 +77,24 @@ class RunFolder:
         if self.local is not None:
             return self.local / name
         target = scratch / name
-        filesystem, path = storage.resolve(self / name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        if filesystem.get_file_info(path).type == pafs.FileType.Directory:
-            shutil.rmtree(target, ignore_errors=True)
-            target.mkdir()
-        pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
+        with _answering(self / name):
+            filesystem, path = storage.resolve(self / name)
+            if filesystem.get_file_info(path).type == pafs.FileType.Directory:
+                shutil.rmtree(target, ignore_errors=True)
+                target.mkdir()
+            pafs.copy_files(path, str(target), source_filesystem=filesystem, destination_filesystem=pafs.LocalFileSystem())
         return target
 
     def put(self, folder: Path, name: str) -> None:
         """Publish a local folder under a name: beside and renamed where local, else file by file, the seal last."""
         if self.local is None:
-            filesystem, path = storage.resolve(self / name)
-            for file in sorted(folder.iterdir(), key=lambda file: (file.name == "checkpoint.json", file.name)):
-                pafs.copy_files(
-                    str(file), f"{path}/{file.name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
-                )
+            with _answering(self / name):
+                filesystem, path = storage.resolve(self / name)
+                for file in sorted(folder.iterdir(), key=lambda file: (file.name == "checkpoint.json", file.name)):
+                    pafs.copy_files(
+                        str(file), f"{path}/{file.name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=filesystem
+                    )
             return
         with storage.writing(self.local / name):
             self.local.mkdir(parents=True, exist_ok=True)
@@ -103,12 +111,31 @@ class RunFolder:
 
     def delete(self, name: str) -> None:
         """A folder."""
-        filesystem, path = storage.resolve(self / name)
-        filesystem.delete_dir(path)
+        with _answering(self / name):
+            filesystem, path = storage.resolve(self / name)
+            filesystem.delete_dir(path)
 
     def delete_file(self, name: str) -> None:
-        filesystem, path = storage.resolve(self / name)
-        filesystem.delete_file(path)
+        with _answering(self / name):
+            filesystem, path = storage.resolve(self / name)
+            filesystem.delete_file(path)
+
+
+@contextmanager
+def _answering(uri: str) -> Iterator[None]:
+    """Around calls of a storage: what a remote one says when it refuses becomes an error with the way out; a local one's stays an OSError."""
+    try:
+        yield
+    except OSError as error:
+        if storage.local_path(uri) is not None:
+            raise
+        raise StorageError(
+            uri,
+            found=f"{error}",
+            expected="storage that answers and may be written",
+            fix="Check `output`, that the bucket exists, and the credentials in the environment of every worker; a storage of your own "
+            "(MinIO, Ceph) is named by AWS_ENDPOINT_URL there. Then the same command with --resume goes on.",
+        ) from error
 
 
 def require_new_or_same(folder: RunFolder, made_of: dict[str, object], read: dict[str, object] | None, *, resume: bool) -> None:

@@ -43,8 +43,11 @@ class LocalSession:
         assert folder is not None, "rank 0 has written it"
         self._folder.put(folder, checkpoint_name(step))
         shutil.rmtree(folder)
-        for old in self._folder.checkpoints()[self._num_to_keep :]:
-            self._folder.delete(checkpoint_name(old))
+        # Those of later steps are damaged, or of a way that the run went back from: they must neither be kept for this one nor resumed.
+        steps = self._folder.checkpoints()
+        kept = [other for other in steps if other <= step][: self._num_to_keep]
+        for other in set(steps) - set(kept):
+            self._folder.delete(checkpoint_name(other))
 
     def endangered(self) -> bool:
         return False

@@ -30,7 +30,7 @@ from pipelines.embed import IMAGES_PER_BATCH
 from pipelines.ragged import offsets_of
 from pipelines.shards import ROWS_PER_BATCH, image_shard_name
 from schemas.contract import FrameContract
-from schemas.errors import AnnotationError, BoxcarError, ShardError
+from schemas.errors import AnnotationError, BoxcarError, ShardError, StorageError
 from schemas.manifest import BlockHash, FileEntry
 from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA, ROW_SCHEMA_VERSION
 from train.index import Folder, load_manifest
@@ -279,7 +279,8 @@ class BlockCache:
         """Open remote files: opening one costs two requests."""
 
     def read(self, where: str, number: int, block: BlockHash) -> pa.Buffer:
-        """The bytes of a block of the remote file `where`, checked. Raises ShardError where it cannot be fetched as it was written."""
+        """The bytes of a block of the remote file `where`, checked. Raises ShardError where it is not as it was written, StorageError where
+        the storage does not answer."""
         path = self.folder / f"{block.xxh3_128}-{block.num_bytes}.block"
         data = _open_block(path)
         if data is None or not _is_sound(data, block):
@@ -300,10 +301,12 @@ class BlockCache:
             try:
                 data = self._input(where).read_at(block.num_bytes, block.offset)
             except AnnotationError as error:
+                if isinstance(error.__cause__, OSError):  # not a missing file, but no answer
+                    raise _no_answer(where, error.__cause__) from error
                 raise ShardError(where, found=error.found, expected="a shard that the manifest names", fix=error.fix) from error
             except OSError as error:
                 self._inputs.pop(where, None)
-                raise ShardError(where, found=f"{error}", expected="a file that can be read", fix="Check the connection.") from error
+                raise _no_answer(where, error) from error
             data = pa.py_buffer(data)
             if _is_sound(data, block):
                 return data
@@ -390,6 +393,10 @@ class BlockCache:
         with stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             yield
+
+
+def _no_answer(where: str, error: OSError) -> StorageError:
+    return StorageError(where, found=f"{error}", expected="a file that can be read", fix="Check the connection and the credentials.")
 
 
 def _open_block(path: Path) -> pa.Buffer | None:

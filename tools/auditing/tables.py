@@ -92,7 +92,7 @@ def _grid(family: FamilyResult) -> Table:
             ("> " if is_own else "  ") + f"{one.max_pixels:,}",
             f"{one.cutoff_len:,}",
             *(f"{count:,}" if count else "-" for count in (one.whole, one.long, one.trimmed, one.over)),
-            f"{one.turns_kept:.2%}",
+            f"{one.turns_kept:.2%}" if one.turns else "-",
             f"{one.boxes_lost:,}" if one.boxes_lost else "-",
             f"{one.tokens:,}",
             f"{one.fill:.1%}",

@@ -13,6 +13,7 @@ middle of a file of the right length is found by decoding only.
 import errno
 import io
 import os
+import re
 from collections.abc import Callable
 from functools import partial
 from typing import IO, TypeVar, cast
@@ -236,14 +237,18 @@ class _Stream:
         return self._position
 
 
+_ADDRESS = re.compile(r" ?<[^<>]* object at 0x[0-9a-fA-F]+>")
+
+
 def _pillow_error(where: str, error: Exception, otherwise: str) -> ImageError:
     """Pillow's plugins raise almost anything at bad bytes, so that anything is the file's fault; `otherwise` is the reason."""
     if isinstance(error, Image.DecompressionBombError | TooManyPixels):
         return _bomb(where, f"{error}")
     if isinstance(error, OSError) and error.errno is not None:
         return _file_error(where, error)
+    said = _ADDRESS.sub("", str(error))  # the same file gives the same words, in every process
     fix = "Fetch the file again." if otherwise == "truncated_image" else "Convert it to JPEG or PNG, or remove it."
-    return _refusal(where, otherwise, f"what Pillow cannot read ({type(error).__name__}: {error})", fix)
+    return _refusal(where, otherwise, f"what Pillow cannot read ({type(error).__name__}: {said})", fix)
 
 
 def _ask_pillow(where: str, source: Source, otherwise: str) -> Facts:

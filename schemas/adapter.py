@@ -5,6 +5,7 @@ fingerprint says which weights the adapter changes.
 """
 
 import msgspec
+import xxhash
 
 from schemas.contract import FrameContract
 from schemas.errors import ContractError
@@ -39,12 +40,29 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
     """Folders of shards that it was trained on, with their manifests' hashes."""
     to_original_pixels: str
     """The rule from the numbers of a reply to pixels of the original image, for people and other programs."""
+    card_xxh3_128: str = ""
+    """Hash of all the rest, so that a changed number is noticed: with other pixel limits every box would lie elsewhere."""
     format: str = FORMAT
     version: int = VERSION
 
     def dumps(self) -> bytes:
         """Readable JSON, the same bytes for the same card."""
-        return msgspec.json.format(msgspec.json.encode(self, order="sorted"), indent=1) + b"\n"
+        sealed = msgspec.structs.replace(self, card_xxh3_128=self._hash())
+        return msgspec.json.format(msgspec.json.encode(sealed, order="sorted"), indent=1) + b"\n"
+
+    def require_unchanged(self, where: str) -> None:
+        """Raises ContractError where the card is not as it was written."""
+        if self.card_xxh3_128 != (found := self._hash()):
+            raise ContractError(
+                where,
+                found=f"a card of hash {found}",
+                expected=f"{self.card_xxh3_128 or 'a hash'}, as it was written: somebody has changed it",
+                fix="Copy the adapter again; another frame needs another training.",
+            )
+
+    def _hash(self) -> str:
+        plain = msgspec.structs.replace(self, card_xxh3_128="")
+        return xxhash.xxh3_128_hexdigest(msgspec.json.encode(plain, order="sorted"))
 
 
 def loads(data: bytes, where: str) -> AdapterCard:
@@ -57,4 +75,5 @@ def loads(data: bytes, where: str) -> AdapterCard:
         ) from error
     if (card.format, card.version) != (FORMAT, VERSION):
         raise ContractError(where, found=f"{card.format} version {card.version}", expected=f"{FORMAT} version {VERSION}")
+    card.require_unchanged(where)
     return card

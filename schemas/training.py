@@ -165,7 +165,11 @@ class DeepspeedConfig(Section):
     offload: Literal["none", "optimizer", "all"] = Field(
         default="none", description="What waits in host memory; `all` is optimizer and parameters (stage 3)."
     )
-    config: str | None = Field(default=None, description="A DeepSpeed JSON file of your own, used as it is but for the batch sizes.")
+    config: str | None = Field(
+        default=None,
+        description="A DeepSpeed JSON file of your own, used as it is but for batch sizes, optimizer and scheduler, which are those of the "
+        'train section. So are precision and clipping, where it leaves them out or calls them "auto".',
+    )
 
     @model_validator(mode="after")
     def _stage_offload(self) -> "DeepspeedConfig":
@@ -248,7 +252,7 @@ class TrainConfig(PlanConfig):
         description="Name of the run's folder. None: the workflow's name and a hash of everything that decides what is computed.",
     )
     method: Literal["lora", "qlora", "full"] = Field(
-        default="lora", description="qlora: the base in 4 bits (needs bitsandbytes and a GPU)."
+        default="lora", description="qlora: the base in 4 bits (needs bitsandbytes; a trial on a CPU, too)."
     )
     lora: LoraConfig = LoraConfig()
     full: tuple[Part, ...] = Field(default=("language", "merger"), description="Parts that `method: full` tunes.")

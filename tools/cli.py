@@ -518,10 +518,8 @@ def evaluate(name: str, overrides: Sequence[str], path: Path, as_json: bool) -> 
 )
 @click.option(
     "--task",
-    default="refer",
-    show_default=True,
     type=click.Choice(["refer", "detect", "detect_joint", "absent", "caption", "question"]),
-    help="Which of the training's questions is asked.",
+    help="Which of the training's questions is asked. Default: the first of these that was trained.",
 )
 @click.option("--language", default="en", show_default=True, type=click.Choice(["en", "zh"]))
 @click.option("--stepwise", is_flag=True, help="Crowded images: first which categories and how many, then the boxes of each.")

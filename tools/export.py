@@ -71,6 +71,7 @@ def readme(exported: Exported, folder: Path, out: Path, base: str) -> str:
     card, frame = exported.card, exported.frame
     contract, chat = card.contract, frame.family.chat
     question = _question(exported)
+    trained = {str(task) for task, turns in card.trained_turns.items() if turns}
     facts: dict[str, Any] = {
         "title": out.name,
         "folder": repr(str(out.absolute())),
@@ -89,6 +90,7 @@ def readme(exported: Exported, folder: Path, out: Path, base: str) -> str:
         "prompts": [
             (task, [text.replace("|", "\\|") for texts in by_language.values() for text in texts[:_NUM_SHOWN_QUESTIONS]])
             for task, by_language in contract.prompts.items()
+            if task in trained
         ],
         "snippet": "",
         "vllm": "",
@@ -112,7 +114,8 @@ def _literal(text: str) -> str:
 def _question(exported: Exported) -> str:
     """One that training asked: about a phrase, or about a label, or whatever there is."""
     prompts = exported.card.contract.prompts
-    for task in ("refer", "detect", *prompts):
+    trained = {str(task) for task, turns in exported.card.trained_turns.items() if turns}
+    for task in (name for name in ("refer", "detect", *prompts) if name in trained):
         texts = [text for by_language in prompts.get(task, {}).values() for text in by_language]
         if texts:
             return texts[0].replace("{label}", "the red car")

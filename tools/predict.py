@@ -18,7 +18,7 @@ from schemas.record import Language
 from tools.plain import visible
 from train.ask import Query
 from train.predict import Answer, as_json, stepwise
-from train.predict_job import PredictSpec, open_predictor, predict_file
+from train.predict_job import PredictSpec, open_predictor, predict_file, trained_turns, usual_task
 
 _COLOURS_BGR = [(0, 0, 230), (0, 150, 0), (230, 80, 0), (0, 140, 255), (180, 0, 180), (160, 130, 0)]
 
@@ -26,14 +26,21 @@ _COLOURS_BGR = [(0, 0, 230), (0, 150, 0), (230, 80, 0), (0, 140, 255), (180, 0, 
 def predict_one(spec: PredictSpec, image: str, text: str, language: Language, *, draw: Path | None, as_lines: bool) -> None:
     """Ask one question about one image."""
     predictor = open_predictor(spec)
-    (answer,) = predictor.ask([Query(image, text, spec.task, language)])
+    task = spec.task or usual_task(predictor)
+    trained = trained_turns(predictor)
+    if task != "question" and not trained.get(task):
+        known = ", ".join(f"{name} {turns:,}" for name, turns in sorted(trained.items())) or "nothing"
+        note = f"Note: {task} was not trained (turns of training: {known}): do not expect much."
+        Console(stderr=True, soft_wrap=True).print(Text(note, style="yellow"))
+    (answer,) = predictor.ask([Query(image, text, task, language)])
     _tell([answer], image, draw, as_lines=as_lines)
 
 
 def predict_and_draw(spec: PredictSpec, images: Sequence[tuple[Path, str, Language]], console: Console) -> None:
     """Look for one thing in each of some images, and draw what was found beside them, as NAME-found.png."""
     predictor = open_predictor(spec)
-    answers = predictor.ask([Query(str(image), text, spec.task, language) for image, text, language in images])
+    task = spec.task or usual_task(predictor)
+    answers = predictor.ask([Query(str(image), text, task, language) for image, text, language in images])
     for (image, text, _), answer in zip(images, answers, strict=True):
         drawn = image.with_name(f"{image.stem}-found.png")
         _draw([answer], str(image), drawn)

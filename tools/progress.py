@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from pipelines import convert as conversion
 from pipelines.verify import Report, verify_folder
@@ -47,12 +47,10 @@ class _Bar:
 
 def _progress(console: Console) -> Progress:
     return Progress(
-        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
     )

@@ -21,9 +21,8 @@ from schemas.evaluation import ScenesConfig
 from schemas.manifest import MANIFEST_NAME
 from schemas.workflow import ConvertConfig, Workflow
 from tools.plain import visible
-from tools.workflows import has_workflow, load_any
+from tools.workflows import load_any
 
-BUILT_IN = Path(__file__).with_name("quickstart.yaml")
 Stage = Callable[[], str | None]
 """Does it and returns None, or returns why there was nothing to do."""
 
@@ -31,8 +30,6 @@ Stage = Callable[[], str | None]
 def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | None) -> None:
     """Run every stage. overrides: `train.epochs=2`, `evaluate.max_samples=10` and so on, with the section's name."""
     console = Console(soft_wrap=True)
-    if not has_workflow(path, name) and has_workflow(BUILT_IN, name):
-        path = BUILT_IN
     workflow = load_any(path, name, overrides)
     others = {other: load_any(path, other, ()) for other in workflow.needs}
     if missing := [other for other, found in others.items() if found.convert is None]:
@@ -157,7 +154,7 @@ def _predict(workflow: Workflow, name: str, console: Console) -> str | None:
     assert workflow.scenes is not None
     assert workflow.evaluate is not None
     adapter = adapter_of(workflow, name)
-    spec = PredictSpec(adapter, task="detect", max_new_tokens=workflow.evaluate.max_new_tokens, use_gpu=workflow.evaluate.use_gpu)
+    spec = PredictSpec(adapter, max_new_tokens=workflow.evaluate.max_new_tokens, use_gpu=workflow.evaluate.use_gpu)
     predict_and_draw(spec, new_images(workflow.scenes), console)
     return None
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from schemas.training import TrainConfig
 from schemas.workflow import Workflow
@@ -83,12 +83,10 @@ class RunBar:
 def run_progress(console: Console) -> Progress:
     """A bar for runs, which says in `detail` what is going on."""
     return Progress(
-        SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
-        BarColumn(),
+        BarColumn(bar_width=20),
         MofNCompleteColumn(),
         TextColumn("{task.fields[detail]}", markup=False),
-        TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
     )

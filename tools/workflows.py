@@ -13,6 +13,8 @@ from schemas.errors import ConfigError
 from schemas.workflow import Workflow
 
 DEFAULT_FILE = "workflows.yaml"
+BUILT_IN = Path(__file__).with_name("quickstart.yaml")
+"""Workflows that are there where the user's file has none of their name."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -84,7 +86,13 @@ def load_workflow(path: Path, name: str, section: str, overrides: Sequence[str] 
         raise _config_error(path, name, error) from error
 
 
+def file_of(path: Path, name: str) -> Path:
+    """The file that has the workflow: the user's own, else the built-in one where it is named there."""
+    return BUILT_IN if not has_workflow(path, name) and has_workflow(BUILT_IN, name) else path
+
+
 def _raw_workflow(path: Path, name: str) -> dict[str, Any]:
+    path = file_of(path, name)
     workflows = _read_yaml(path)
     if name not in workflows:
         known = ", ".join(sorted(map(str, workflows))) or "none"

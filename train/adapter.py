@@ -14,6 +14,7 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
+from pipelines import storage
 from pipelines.frame import Frame, frame_of
 from schemas.adapter import CARD, AdapterCard, loads
 from schemas.errors import ConfigError, ContractError
@@ -61,6 +62,13 @@ def config_hash(base: str) -> str:
 
 def find_adapter(where: str) -> Path:
     """The folder with boxcar.json: that folder itself, a run's `adapter/`, or a run's newest checkpoint. Raises ConfigError."""
+    if storage.local_path(where) is None:
+        raise ConfigError(
+            "adapter",
+            found=f"the URI {where}",
+            expected="a local or shared folder",
+            fix="Copy the run's adapter/ (for S3: `aws s3 cp --recursive`) and give the copy: nothing in it depends on its place.",
+        )
     path = Path(where)
     checkpoints = [path / f"step-{step:08d}" for step in RunFolder(where).checkpoints()] if path.is_dir() else []
     for folder in (path, path / ADAPTER, *checkpoints):
@@ -116,7 +124,15 @@ def _require_base(card: AdapterCard, name: str, folder: Path) -> None:
 def _attach(base: Base, folder: Path) -> Any:
     import peft  # noqa: PLC0415  (a whole model needs none)
 
-    settings = peft.PeftConfig.from_pretrained(str(folder))
+    try:
+        settings = peft.PeftConfig.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigError(
+            str(folder / "adapter_config.json"),
+            found=str(error).splitlines()[0],
+            expected="peft's settings of the adapter",
+            fix="Train or copy it again.",
+        ) from error
     settings.inference_mode = True
     try:
         with safe_open(folder / WEIGHTS, "pt") as file:

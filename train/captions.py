@@ -5,6 +5,7 @@ and every Chinese character is a word. Compare runs with each other, not with pa
 """
 
 import re
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -20,18 +21,24 @@ def words(text: str) -> str:
     return " ".join(_WORD.findall(text.casefold()))
 
 
+def require_captions() -> None:
+    """Raises ConfigError where the extra is missing: before anything is generated."""
+    if find_spec("pycocoevalcap") is None:
+        raise ConfigError(
+            "evaluate.caption_metrics", found="no pycocoevalcap", expected="that package", fix="pip install '.[captions]' in a checkout."
+        )
+
+
 def caption_figures(table: pa.Table) -> dict[str, Any]:
     """bleu_4, rouge_l, cider and num of the caption turns of an answers table; every caption of an image is a reference for each of them.
 
     Raises ConfigError where the extra is missing or no turn is a caption.
     """
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu  # noqa: PLC0415
-        from pycocoevalcap.cider.cider import Cider  # noqa: PLC0415
-        from pycocoevalcap.rouge.rouge import Rouge  # noqa: PLC0415
-    except ImportError as error:
-        fix = "pip install 'boxcar-vl[captions]'"
-        raise ConfigError("evaluate.caption_metrics", found="no pycocoevalcap", expected="that package", fix=fix) from error
+    require_captions()
+    from pycocoevalcap.bleu.bleu import Bleu  # noqa: PLC0415  (an extra)
+    from pycocoevalcap.cider.cider import Cider  # noqa: PLC0415
+    from pycocoevalcap.rouge.rouge import Rouge  # noqa: PLC0415
+
     captions = table.filter(pc.equal(table["task"], "caption")).select(["sample_id", "turn", "image", "answer", "reply"]).to_pylist()
     if not captions:
         raise ConfigError("evaluate.caption_metrics", found="no caption turn", expected="`caption` among evaluate.tasks, and in the shards")

@@ -29,7 +29,7 @@ from schemas.evaluation import EvaluateConfig
 from schemas.task import TaskName
 from train.adapter import Opened, find_adapter, open_adapter
 from train.ask import Asker
-from train.captions import caption_figures
+from train.captions import caption_figures, require_captions
 from train.coco_ap import coco_ap
 from train.index import load_manifest, read_index
 from train.leakage import shared_with_training
@@ -242,6 +242,14 @@ def evaluate(config: EvaluateConfig, adapter: str, on_event: OnEvent = lambda _:
 
     Raises ConfigError (also for held-out images that were trained on, without leave), ContractError, ShardError, ImageError.
     """
+    if config.caption_metrics:
+        require_captions()
+    elif not set(config.tasks) & set(GROUNDING):
+        raise ConfigError(
+            "evaluate.tasks",
+            found=", ".join(config.tasks),
+            expected="a task with boxes, or evaluate.caption_metrics=true: nothing would be measured",
+        )
     found = find_adapter(adapter)
     gpu = torch.cuda.is_available() if config.use_gpu is None else config.use_gpu
     bf16 = config.precision == "bf16" or (config.precision is None and gpu)

@@ -1,5 +1,6 @@
 """A loaded network's shape, for MFU, and the peak of the device it is on. The formulas stand in `train.model_shape`."""
 
+import math
 import re
 from collections import Counter
 from typing import Any
@@ -30,9 +31,9 @@ def shape_of(base: Base) -> ModelShape:
                 continue  # the head sees labelled tokens only
             part = next((kind for kind, pattern in kinds.items() if pattern.search(name)), part)
         if parameter.requires_grad:
-            trained[part] += _size(parameter)
+            trained[part] += num_weights(parameter)
         if not re.search(r"\.lora_", name):
-            counts[part] += _size(parameter)
+            counts[part] += num_weights(parameter)
     text = base.model.config.get_text_config()
     full, windowed = _vision_widths(base)
     experts = None
@@ -43,8 +44,8 @@ def shape_of(base: Base) -> ModelShape:
         language_weights=counts["language"],
         language_trained=trained["language"],
         attention_width=_text_width(text) * text.num_hidden_layers,
-        head_weights=_size(head),
-        head_trained=_size(head) if head.requires_grad else 0,
+        head_weights=num_weights(head),
+        head_trained=num_weights(head) if head.requires_grad else 0,
         vocabulary=text.vocab_size,
         vision_weights=counts["vision"],
         vision_trained=trained["vision"],
@@ -57,9 +58,10 @@ def shape_of(base: Base) -> ModelShape:
     )
 
 
-def _size(parameter: torch.Tensor) -> int:
-    """Also of one that ZeRO-3 has cut over the ranks."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
+def num_weights(parameter: torch.Tensor) -> int:
+    """Weights of a parameter, also of one that ZeRO-3 has cut over the ranks, and of one in 4 bits, which lie two in a byte."""
+    four_bits = getattr(parameter, "quant_state", None)
+    return int(getattr(parameter, "ds_numel", parameter.numel()) if four_bits is None else math.prod(four_bits.shape))
 
 
 def _text_width(text: Any) -> int:

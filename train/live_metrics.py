@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+import torch
 from torch import distributed
 
 from schemas.errors import ConfigError
@@ -41,7 +42,10 @@ def answering(base: Base, network: Any) -> Iterator[tuple[Base, Any]]:
     if base.packed:
         in_rows(base)
     try:
-        yield replace(base, packed=False), network
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # decoding grows by a token a pass: compiled layers would be compiled again and again
+            yield replace(base, packed=False), network
     finally:
         if base.packed:
             in_packs(base)

@@ -11,9 +11,10 @@ transformers' Qwen-VL modules, or one of ours (`train.models`)?
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,6 +100,10 @@ def open_base(
     quantise: bool = False,
 ) -> Base:
     """Load a base and check that it fits the family. Raises ConfigError where it does not, or cannot be found."""
+    if quantise and random_weights:
+        raise ConfigError(
+            "train.init", found="random with method: qlora", expected="pretrained: weights are quantised as they load", fix="Use lora."
+        )
     native = family.network.model_type in NATIVE
     config = _config(base, family.network)
     _check_fit(base, config, family, image_token_id)
@@ -193,6 +198,15 @@ def _pretrained(base: str, config: PreTrainedConfig, network: Network, dtype: to
             expected="safetensors beside config.json",
             fix="`init: random` trains the bare architecture, for trials.",
         ) from error
+    except ImportError as error:
+        if not quantise:
+            raise
+        raise ConfigError(
+            "train.method",
+            found=f"qlora, for which transformers says: {error}",
+            expected="a bitsandbytes that quantises on this device",
+            fix="pip install -U bitsandbytes",
+        ) from error
     if missing := sorted(report["missing_keys"]):
         raise ConfigError(
             "train.base",
@@ -225,8 +239,6 @@ def without_future_warnings() -> Iterator[None]:
 
 
 def _four_bits(dtype: torch.dtype) -> Any:
-    if not torch.cuda.is_available():
-        raise ConfigError("train.method", found="qlora without a GPU", expected="a CUDA device", fix="Use `method: lora`.")
     try:
         import bitsandbytes  # noqa: F401, PLC0415  (an option that few have)
     except ImportError as error:
@@ -337,9 +349,29 @@ def part_of(name: str, network: Network) -> "Part":
 
 
 def compile_layers(base: Base) -> None:
-    """torch.compile on the decoder layers, each at its first call; attention stays as it is (`train.attention`)."""
+    """torch.compile on the decoder layers, each at its first call; attention stays as it is (`train.attention`).
+
+    Call it after `recompute_activations`.
+    """
     for layer in base.model.get_submodule(base.family.network.decoder_layers).children():
-        layer.compile()
+        if layer.gradient_checkpointing:
+            layer._gradient_checkpointing_func = _compiled_beneath(layer._gradient_checkpointing_func)
+        else:
+            layer.compile()
+
+
+def _compiled_beneath(recompute: Callable[..., Any]) -> Callable[..., Any]:
+    """A way to recompute activations that compiles what it runs.
+
+    A compiled region that holds torch's checkpoint must not be left in the middle, as attention does: all of it would run as it is, without
+    a word. What runs beneath the checkpoint may be compiled in pieces.
+    """
+    compiled = cache(torch.compile)
+
+    def run(function: "partial[Any]", *inputs: Any) -> Any:
+        return recompute(partial(compiled(function.func), *function.args, **function.keywords), *inputs)
+
+    return run
 
 
 def parameter_groups(model: nn.Module, network: Network, weight_decay: float) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ import torch
 from pipelines import storage
 from schemas.errors import BoxcarError, ConfigError
 from schemas.record import Language
+from schemas.task import TaskName
 from train.adapter import open_adapter
 from train.ask import AskedTask, Query
 from train.job import connected
@@ -47,7 +48,8 @@ class PredictSpec:
     adapter: str
     base: str = ""
     tokenizer: str = ""
-    task: AskedTask = "refer"
+    task: AskedTask | None = None
+    """None: `usual_task` of the adapter."""
     images: str = ""
     """Where relative paths of images start."""
     batch_size: int = 8
@@ -82,12 +84,25 @@ def open_predictor(spec: PredictSpec) -> Predictor:
     return Predictor(opened, config)
 
 
+def usual_task(predictor: Predictor) -> AskedTask:
+    """How an adapter is asked for one thing: by the first of these that it was trained on."""
+    trained = trained_turns(predictor)
+    return next((task for task in ("refer", "detect", "detect_joint", "absent", "caption") if trained.get(task)), "refer")
+
+
+def trained_turns(predictor: Predictor) -> dict[TaskName, int]:
+    """Task -> turns in training; {} for a base alone."""
+    card = predictor.opened.card
+    return {} if card is None else card.trained_turns
+
+
 class LineAnswerer:
     """Answers batches of lines; the network is opened at the first."""
 
     def __init__(self, spec: PredictSpec) -> None:
         self._spec = spec
         self._predictor = open_predictor(spec)
+        self._task = spec.task or usual_task(self._predictor)
 
     def answer(self, lines: list[str]) -> list[str]:
         """A line of JSON for each."""
@@ -112,7 +127,7 @@ class LineAnswerer:
         line = msgspec.json.decode(text, type=QueryLine)
         extra = {"image": line.image, "query": line.query}
         image = line.image if storage.is_uri(line.image) else os.path.join(self._spec.images, line.image)
-        return Query(image, line.query, line.task or self._spec.task, line.language, line.box_xyxy_px, line.id, line.prompt, extra)
+        return Query(image, line.query, line.task or self._task, line.language, line.box_xyxy_px, line.id, line.prompt, extra)
 
 
 def predict_file(

@@ -123,7 +123,7 @@ class RunFolder:
 
 @contextmanager
 def _answering(uri: str) -> Iterator[None]:
-    """Around calls of a storage: what a remote one says when it refuses becomes an error with the way out; a local one's stays an OSError."""
+    """Around calls of a storage: what a remote one refuses becomes an error with the way out; what a local one refuses stays an OSError."""
     try:
         yield
     except OSError as error:

@@ -171,8 +171,8 @@ class _Worker:
         return phases
 
     def _log_start(self, trained: set[Part], strategy: Strategy) -> None:
-        weights = sum(getattr(weight, "ds_numel", weight.numel()) for weight in strategy.trainable.values())
-        everything = sum(getattr(weight, "ds_numel", weight.numel()) for weight in self._model.parameters())
+        weights = sum(map(flops.num_weights, strategy.trainable.values()))
+        everything = sum(map(flops.num_weights, self._model.parameters()))
         self.log(
             {
                 "event": "started",
@@ -365,7 +365,7 @@ class _Worker:
 
     def close(self) -> None:
         for tracker in self._trackers:
-            tracker.flush()
+            tracker.close()
 
 
 def _stage(config: TrainConfig) -> int:

@@ -27,7 +27,7 @@ _OURS = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumul
 def deepspeed_config(config: "DeepspeedConfig", *, max_grad_norm: float, bf16: bool, world_size: int) -> dict[str, Any]:
     """The JSON that DeepSpeed gets: a user's own file, or one for the stage. Raises ConfigError where the file cannot be used."""
     if config.config:
-        settings = _read(Path(config.config))
+        settings = {"gradient_clipping": max_grad_norm, "bf16": {"enabled": bf16}} | _read(Path(config.config))
     else:
         zero: dict[str, Any] = {"stage": config.stage, "overlap_comm": bf16, "contiguous_gradients": True}
         if config.offload != "none":
@@ -56,12 +56,34 @@ def _read(path: Path) -> dict[str, Any]:
         raise ConfigError("train.deepspeed.config", found=f"{path}: {error}", expected="a DeepSpeed JSON file") from error
     if not isinstance(settings, dict):
         raise ConfigError("train.deepspeed.config", found=f"{path}: {type(settings).__name__}", expected="a JSON object")
-    if settings.get("fp16", {}).get("enabled") not in (None, False):
+    settings = _without_auto(settings)
+    if settings.pop("fp16", {}).get("enabled"):
         raise ConfigError(
             "train.deepspeed.config", found=f"{path}: fp16", expected="bf16 or fp32", fix='Write "bf16": {"enabled": true} instead.'
         )
-    settings.pop("fp16", None)
+    zero = settings.get("zero_optimization", {})
+    if zero.get("stage") not in (1, 2, 3):
+        raise ConfigError(
+            "train.deepspeed.config",
+            found=f"{path}: zero_optimization.stage {zero.get('stage')}",
+            expected="1, 2 or 3",
+            fix="Without a `deepspeed` section the run uses DistributedDataParallel, which is what stage 0 is.",
+        )
+    if zero.get("round_robin_gradients"):
+        # deepspeed 0.19 looks for a parameter's piece in the order before it dealt them out, and hands back pieces of others.
+        raise ConfigError(
+            "train.deepspeed.config",
+            found=f"{path}: round_robin_gradients",
+            expected="an order in which parameters can be read back for a checkpoint",
+            fix="Leave that key out.",
+        )
     return settings
+
+
+def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    """A file as transformers takes it, without what it leaves to the trainer: ours comes in, or DeepSpeed's own default."""
+    inner = {key: _without_auto(value) if isinstance(value, dict) else value for key, value in settings.items() if value != "auto"}
+    return {key: value for key, value in inner.items() if value or not settings[key]}  # {"enabled": "auto"} is as if it were not there
 
 
 class ZeroStrategy:

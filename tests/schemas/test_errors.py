@@ -26,7 +26,7 @@ def test_a_message_has_its_four_parts_in_order(fix: str, message: str) -> None:
 
 def test_the_tree_in_the_docstring_names_every_error() -> None:
     assert errors.__doc__ is not None
-    assert len(EXAMPLES) == 9
+    assert len(EXAMPLES) == 10
     for error in EXAMPLES:
         assert type(error).__name__ in errors.__doc__
 

@@ -93,6 +93,16 @@ def test_a_checkpoint_of_one_strategy_goes_on_under_another(world_size: int, sta
     assert back.losses == pytest.approx(reference.losses[2:], rel=2e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "offload"), [(2, "optimizer"), (3, "all")])
+def test_waiting_in_host_memory_changes_nothing(stage: int, offload: str, reference: Result, tmp_path: Path) -> None:
+    pytest.importorskip("deepspeed", reason="DeepSpeed is an extra")
+    setting = Setting(stage=stage, options={"deepspeed": {"stage": stage, "offload": offload}})
+    first = run_together(replace(setting, stop_after=2), tmp_path, 2)
+    second = run_together(replace(setting, start=first.last), tmp_path, 2)
+    assert first.losses + second.losses == pytest.approx(reference.losses, rel=2e-5)
+
+
 def test_a_loss_that_is_not_a_number_stops_before_the_step(tmp_path: Path) -> None:
     trainer, world = trainer_of(Setting(), tmp_path)
     trainer.config = trainer.config.model_copy(update={"checkpoint_every_steps": 1})

@@ -1,6 +1,9 @@
 """Networks of transformers behind our attention: packed samples do not see each other, and are what they are alone."""
 
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +12,8 @@ from pipelines.families.catalog import find_family
 from schemas.errors import ConfigError
 from schemas.training import LoraConfig, Part
 from tests.train.tiny import FAMILIES, base_folder, blank_of, image_token_id, packed_batch, padded_batch, random_documents, tiny_base
-from train.model import attach_lora, open_base, parameter_groups, part_of, recompute_activations, unfreeze
+from train.flops import shape_of
+from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
 
 TOLERANCE = 1e-5
@@ -88,6 +92,46 @@ def test_a_vision_tower_that_rests_is_not_computed_again(
     base.vision.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
     Objective(base, chunk_tokens=8, autocast=None, through_module=False)(packed_batch(documents, pixels)).total.backward()
     assert calls == [False, False], "once each, and nothing of it kept for backward"
+
+
+@pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_compiled_layers_compute_the_same_and_are_compiled_once(
+    tmp_path: Path, family: str, recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._dynamo import reset  # noqa: PLC0415
+    from torch._dynamo.utils import counters  # noqa: PLC0415
+
+    # As the real one but for the machine code, which takes half a minute to build.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    base = tiny_base(tmp_path, family)
+    model = attach_lora(base, LoraConfig(rank=4, parts=("language",)), seed=0)
+    _move_off_zero(model)
+    model.train()
+    if recomputed:
+        recompute_activations(base, gathered_weights=False)
+    objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False)
+    documents, pixels = random_documents(base)
+    packs = [packed_batch(documents[::step], pixels[::step], pad_to=200) for step in (1, -1, 2)]
+
+    def results() -> list[tuple[torch.Tensor, dict[str, torch.Tensor], int]]:
+        found = []
+        for batch in packs:
+            total = objective(batch).total
+            total.backward()
+            found.append((total.detach(), _gradients(model), counters["stats"]["unique_graphs"]))
+        return found
+
+    plain = results()
+    reset()
+    counters.clear()
+    compile_layers(base)
+    compiled = results()
+    assert compiled[0][2] > 0, "something is compiled"
+    assert len({graphs for _, _, graphs in compiled}) == 1, "and nothing again, whatever the borders of the samples"
+    for (total, gradients, _), (expected_total, expected, _) in zip(compiled, plain, strict=True):
+        torch.testing.assert_close(total, expected_total)
+        torch.testing.assert_close(gradients, expected, rtol=1e-3, atol=1e-5)
 
 
 def _move_off_zero(model: torch.nn.Module) -> None:
@@ -216,3 +260,51 @@ def test_weights_load_and_a_missing_one_is_noticed(tmp_path: Path, family: str) 
     save_file(tensors, saved / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match="without 1 of the network's weights"):
         open_base(str(saved), base.family, base.image_token_id, **options)  # type: ignore[arg-type]
+
+
+# ---- 4 bits
+
+
+def _with_weights(folder: Path) -> tuple[Path, Base]:
+    """A small base as it is published: with weights beside its config.json."""
+    base = tiny_base(folder, "qwen2_5_vl")
+    base.model.save_pretrained(folder / "qwen2_5_vl")
+    return folder / "qwen2_5_vl", base
+
+
+def _open_quantised(path: Path, *, random_weights: bool = False) -> Base:
+    options: dict[str, Any] = {"dtype": torch.float32, "packed": True, "quantise": True, "random_weights": random_weights}
+    return open_base(str(path), find_family("qwen2_5_vl"), image_token_id(path), **options)
+
+
+def test_layers_in_four_bits_learn_and_count_as_before(tmp_path: Path) -> None:
+    bitsandbytes = pytest.importorskip("bitsandbytes", reason="pip install bitsandbytes (0.50 runs on a CPU, too)")
+    path, plain = _with_weights(tmp_path)
+    base = _open_quantised(path)
+    layers = base.model.get_submodule(base.family.network.decoder_layers)
+    assert all(isinstance(layer.mlp.up_proj, bitsandbytes.nn.Linear4bit) for layer in layers)
+    assert type(base.head) is torch.nn.Linear
+    for one in (base, plain):
+        one.model.requires_grad_(False)
+    assert shape_of(base) == shape_of(plain)
+    model = attach_lora(base, LoraConfig(rank=4), seed=0, quantised=True)
+    model.train()
+    recompute_activations(base, gathered_weights=False)
+    documents, pixels = random_documents(base)
+    objective = Objective(base, chunk_tokens=8, autocast=None, through_module=False)
+    objective(packed_batch(documents, pixels)).total.backward()
+    gradients = _gradients(model)
+    assert gradients
+    assert all("lora_" in name for name in gradients)
+    assert all(gradient.abs().max() > 0 for name, gradient in gradients.items() if "lora_B" in name)
+
+
+def test_four_bits_of_random_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"train.init: found random with method: qlora"):
+        _open_quantised(base_folder(tmp_path, "qwen2_5_vl"), random_weights=True)
+
+
+def test_four_bits_without_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(ConfigError, match="pip install bitsandbytes"):
+        _open_quantised(_with_weights(tmp_path)[0])

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipelines.storage import atomic_write
+from pipelines.storage import atomic_write, writing
 from schemas.errors import ConfigError
 from schemas.manifest import MANIFEST_NAME
 from schemas.workflow import Workflow
@@ -60,7 +60,7 @@ def run_audit(
     write: bool,
 ) -> int:
     """Audit, write the results, print them. target: a workflow's name, or folders of shards. Returns the exit code."""
-    name = target if isinstance(target, str) else target[0].name
+    name = target if isinstance(target, str) else f"{target[0].name}-shards"  # beside the audit of a workflow of that name
     folder = out or request.work / name
     result = audit_with_progress(target, workflow, request)
     page_path = write_results(result, folder, page=page)
@@ -103,10 +103,12 @@ def audit_with_progress(target: str | Sequence[Path], workflow: Workflow | None,
 
 def write_results(result: AuditResult, folder: Path, *, page: bool) -> str:
     """audit.json, and the page. Returns the page's path, or an empty string."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / RESULT_NAME) as stream:
         stream.write(result.dumps())
     if not page:
+        (folder / PAGE_NAME).unlink(missing_ok=True)  # of an audit before this one
         return ""
     from tools.auditing.page import write_page  # noqa: PLC0415  (plotly is an extra)
 

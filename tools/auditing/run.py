@@ -19,7 +19,7 @@ from pipelines.lint import labels_alike
 from pipelines.portrait import portrait_of
 from pipelines.what_if import TOKEN_EDGES, measure
 from schemas.errors import ConfigError
-from schemas.manifest import Finding, Rejections
+from schemas.manifest import Counts, Finding, Rejections
 from schemas.training import TrainConfig
 from schemas.workflow import ConvertConfig, Workflow
 from tools.auditing.consumers import consumer_result
@@ -105,6 +105,12 @@ def audit_shards(folders: Sequence[Path], request: Request, train: TrainConfig |
     source = Source(FamilyFrame(config, frame, grammar), lambda: read_shards(opened, frame, grammar), 0)
     result = _audit([source], request, train or TrainConfig(output="runs"), say)
     result.source, result.kind = ", ".join(str(folder.path) for folder in opened), "shards"
+    # What was left out is not in the rows, and the manifests know it: at its own setting a conversion is its own count.
+    counts = Counts()
+    for folder in opened:
+        counts.add(folder.manifest.counts)
+    result.families[0].counts = counts
+    result.records_read = counts.records_read
     result.images_root = manifest.images_root
     result.sizes_trusted = any(folder.manifest.sizes_trusted for folder in opened)
     for folder in opened:

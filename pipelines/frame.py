@@ -93,7 +93,7 @@ def build_frame(config: ConvertConfig) -> Frame:
             config.tokenizer,
             found=f"no special token {', '.join(missing)}",
             expected=f"the tokenizer of {family.title}",
-            fix="Check `tokenizer` and `family` in the workflow.",
+            fix="Check `tokenizer` and `family` in the workflow (for an audit: --family NAME=TOKENIZER).",
         )
     if config.cutoff_len > family.max_sequence:
         raise ConfigError(

@@ -152,7 +152,7 @@ def _slice(data: bytes, length: int, offset: int) -> bytes:
 
 def _file_error(path: str, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return _refusal(path, "missing_image", "no such file", "Check `images` in the workflow: paths in annotations start there.")
+        return _refusal(path, "missing_image", "no such file", "Check the path; those in annotations start at the workflow's `images`.")
     if isinstance(error, IsADirectoryError) or (isinstance(error, OSError) and error.errno == errno.ESPIPE):
         return _refusal(path, "not_a_file", "a folder, pipe or device")
     return _refusal(path, "unreadable_image", f"{type(error).__name__}: {error}", "Check the path, the permissions and the mount.")

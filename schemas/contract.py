@@ -53,7 +53,9 @@ class FrameContract(msgspec.Struct, frozen=True, kw_only=True):
         lines = []
         for name in self.__struct_fields__:
             mine, theirs = getattr(self, name), getattr(other, name)
-            if name != "tokenizer" and mine != theirs:
+            if name == "prompts":
+                lines += _different_prompts(mine, theirs)
+            elif name != "tokenizer" and mine != theirs:
                 lines.append(f"{name}: {_short(mine)} here, {_short(theirs)} there")
         return lines
 
@@ -62,10 +64,22 @@ class FrameContract(msgspec.Struct, frozen=True, kw_only=True):
         if lines := self.differences(other):
             raise ContractError(
                 where,
-                found="another frame contract:\n  " + "\n  ".join(lines) + "\n",
+                found="another frame contract (here: the first one):\n  " + "\n  ".join(lines) + "\n",
                 expected="the same",
                 fix="Boxes made under one contract are wrong under another: convert again, or use the settings of the shards.",
             )
+
+
+def _different_prompts(mine: dict[str, dict[str, list[str]]], theirs: dict[str, dict[str, list[str]]]) -> list[str]:
+    """A line for each task and language; of its questions those that the other does not have."""
+    lines = []
+    for task in sorted(mine.keys() | theirs.keys()):
+        for language in sorted(mine.get(task, {}).keys() | theirs.get(task, {}).keys()):
+            here, there = mine.get(task, {}).get(language, []), theirs.get(task, {}).get(language, [])
+            if here != there:
+                only_here, only_there = [one for one in here if one not in there], [one for one in there if one not in here]
+                lines.append(f"prompts: {task}, {language}: {_short(only_here or here)} here, {_short(only_there or there)} there")
+    return lines
 
 
 def _short(value: object) -> str:

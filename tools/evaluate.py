@@ -13,9 +13,8 @@ from schemas.errors import ConfigError
 from schemas.evaluation import EvaluateConfig
 from schemas.workflow import Workflow
 from tools.plain import visible
-from train.evaluate import COMPARED, evaluate, finished
+from train.evaluate import compared, evaluate, finished
 from train.job import complete_run, resolve
-from train.score import Results, number, results_of
 
 
 def adapter_of(workflow: Workflow, name: str) -> str:
@@ -90,11 +89,10 @@ def print_results(results: dict[str, Any], console: Console) -> None:
 
 
 def _table(title: str, arms: dict[str, Any]) -> Table:
-    table = Table(title, *arms)
-    found: dict[str, Results] = {name: results_of(figures["boxes"]) for name, figures in arms.items() if "boxes" in figures}
-    for section, metric in COMPARED if found else ():
-        cells = [number(found[name].measure(section, metric)) if name in found else "" for name in arms]
-        table.add_row(f"{section} {metric}", *cells)
+    heads, rows = compared(arms)
+    table = Table(title, *heads)
+    for name, cells in rows:
+        table.add_row(name, *cells)
     stats = {name: figures.get("coco_ap", {}).get("stats") for name, figures in arms.items()}
     if any(stats.values()):
         rule = next(figures["coco_ap"]["rule"] for name, figures in arms.items() if stats[name])

@@ -43,6 +43,8 @@ def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | N
     if workflow.convert:
         stages.append(("audit", lambda: _audit(workflow, name, console)))
     if workflow.train:
+        if workflow.evaluate:
+            stages.append(("check", lambda: _check(workflow)))
         stages.append(("plan", lambda: _plan(workflow, name)))
         stages.append(("train", lambda: _train(workflow, name)))
     if workflow.evaluate:
@@ -117,6 +119,23 @@ def _audit_fingerprint(workflow: Workflow) -> str:
     return xxhash.xxh3_128_hexdigest("|".join([version("boxcar-vl"), workflow.convert.model_dump_json(), train]).encode() + manifest)
 
 
+def _check(workflow: Workflow) -> str | None:
+    """What `evaluate` would refuse after the training, refused before it."""
+    from train.evaluate import require_unseen, ways_to_ask
+    from train.index import load_manifest
+    from train.job import resolve
+
+    config = workflow.evaluate
+    assert config is not None
+    trained = {folder: load_manifest(folder) for folder in resolve(workflow).shards}
+    contract = next(iter(trained.values())).contract
+    for folder in config.shards:
+        ways_to_ask(config, contract, load_manifest(folder).contract, [folder])
+    said = require_unseen(config, {folder: manifest.manifest_xxh3_128 for folder, manifest in trained.items()})
+    Console(soft_wrap=True).print(Text(f"        held-out shards are of the frame that is trained; {said}"))
+    return None
+
+
 def _plan(workflow: Workflow, name: str) -> str | None:
     from tools.plan_report import report
 
@@ -164,7 +183,10 @@ def _page(workflow: Workflow, name: str, view: Path | None, console: Console) ->
     from tools.view import write_page
 
     assert workflow.evaluate is not None
-    results, _ = measure(workflow.evaluate, adapter_of(workflow, name))
+    results, known = measure(workflow.evaluate, adapter_of(workflow, name))
+    page = (view or Path(results["folder"]) / "view") / "index.html"
+    if known and view is None and page.is_file():
+        return f"there already: {page}"
     page = write_page(results["folder"], view)
     console.print(Text(f"        open {page}"))
     return None

@@ -175,6 +175,7 @@ _TITLES = {
     "grec t_acc": "Present things answered with a box",
     "format strict": "Replies in the exact form",
     "format failed": "Replies that could not be read",
+    "format label_exact": "Labels as they were asked for, letter by letter",
 }
 
 
@@ -184,6 +185,7 @@ _HEADLINE = {
     "objects f1_50": "F1 of all boxes",
     "grec n_acc": "Absent said to be absent",
     "format strict": "Exact form",
+    "format label_exact": "Exact label",
 }
 
 

@@ -76,7 +76,7 @@ class Arm:
 def answer_all(config: EvaluateConfig, opened: Opened, shards: Sequence[str], on_event: OnEvent) -> list[Arm]:
     """Every arm over the slice of these shards. Raises ContractError, ConfigError, ShardError, ImageError."""
     store = ShardStore(shards)
-    ways = ways_to_ask(config, opened, store.contract, shards)
+    ways = ways_to_ask(config, opened.frame.contract(), store.contract, shards)
     asked = list(slice_of(store, shards, config.tasks, config.max_samples, config.seed))
     if not asked:
         raise ConfigError(
@@ -97,9 +97,10 @@ def answer_all(config: EvaluateConfig, opened: Opened, shards: Sequence[str], on
     return arms
 
 
-def ways_to_ask(config: EvaluateConfig, opened: Opened, theirs: FrameContract, shards: Sequence[str]) -> list[Literal["shards", "adapter"]]:
+def ways_to_ask(
+    config: EvaluateConfig, mine: FrameContract, theirs: FrameContract, shards: Sequence[str]
+) -> list[Literal["shards", "adapter"]]:
     """Whose questions are asked. Raises ContractError where the contracts differ in more than prompts, or in prompts without leave."""
-    mine = opened.frame.contract()
     differences = mine.differences(theirs)
     if not differences:
         return ["shards"]
@@ -109,7 +110,10 @@ def ways_to_ask(config: EvaluateConfig, opened: Opened, theirs: FrameContract, s
         if only_prompts:
             fix = "evaluate.allow_prompt_mismatch=true asks anyway; evaluate.ask_as=both shows what it costs."
         raise ContractError(
-            ", ".join(shards), found="another frame contract:\n  " + "\n  ".join(differences) + "\n", expected="the adapter's", fix=fix
+            ", ".join(shards),
+            found="another frame contract than the adapter's (here: the adapter, there: the shards):\n  " + "\n  ".join(differences) + "\n",
+            expected="the adapter's",
+            fix=fix,
         )
     return ["shards", "adapter"] if config.ask_as == "both" else [config.ask_as]
 
@@ -261,7 +265,8 @@ def evaluate(config: EvaluateConfig, adapter: str, on_event: OnEvent = lambda _:
         base=config.base,
         tokenizer=config.tokenizer,
     )
-    leakage = _require_unseen(config, opened)
+    assert opened.card is not None, "an adapter has a card"
+    leakage = require_unseen(config, opened.card.train_shards)
     arms = answer_all(config, opened, config.shards, on_event)
     results: dict[str, Any] = {
         "format": "boxcar-evaluation",
@@ -287,9 +292,10 @@ def evaluate(config: EvaluateConfig, adapter: str, on_event: OnEvent = lambda _:
     return results | {"folder": str(out)}
 
 
-def _require_unseen(config: EvaluateConfig, opened: Opened) -> str:
-    assert opened.card is not None, "an adapter has a card"
-    pairs, said = shared_with_training(opened.card.train_shards, [*config.shards])
+def require_unseen(config: EvaluateConfig, train_shards: Mapping[str, str]) -> str:
+    """What was compared, in words. train_shards: folders with their manifests' hashes. Raises ConfigError for images that were trained on,
+    without leave."""
+    pairs, said = shared_with_training(train_shards, [*config.shards])
     if pairs and not config.allow_leakage:
         named = "\n  ".join(f"{first} = {second}" for first, second in pairs[:NUM_NAMED_PAIRS])
         raise ConfigError(
@@ -359,15 +365,26 @@ COMPARED: tuple[tuple[Section, str], ...] = (
     ("grec", "t_acc"),
     ("format", "strict"),
     ("format", "failed"),
+    ("format", "label_exact"),
 )
 """What arms are compared by."""
 
 
 def comparison(arms: Mapping[str, dict[str, Any]]) -> list[str]:
     """A Markdown table: a figure a row, an arm a column; percent with intervals."""
+    heads, rows = compared(arms)
+    return [f"| | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|", *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows)]
+
+
+def compared(arms: Mapping[str, dict[str, Any]]) -> tuple[list[str], list[tuple[str, list[str]]]]:
+    """(columns, rows of a name and a cell for each column). An arm that was asked in both ways has its gap, in points, beside it."""
     boxes = {name: results_of(figures["boxes"]) for name, figures in arms.items() if "boxes" in figures}
-    lines = [f"| | {' | '.join(boxes)} |", "|---" * (len(boxes) + 1) + "|"]
-    for section, metric in COMPARED:
+    gaps = [name for name in boxes if name + OWN_PROMPTS in boxes]
+    rows = []
+    for section, metric in COMPARED if boxes else ():
         cells = [number(results.measure(section, metric)) for results in boxes.values()]
-        lines.append(f"| {section} {metric} | {' | '.join(cells)} |")
-    return lines
+        for name in gaps:
+            here, own = (boxes[arm].value(section, metric) for arm in (name, name + OWN_PROMPTS))
+            cells.append("–" if here is None or own is None else f"{100 * (own - here):+.1f}")
+        rows.append((f"{section} {metric}", cells))
+    return [*boxes, *(f"gap of {name}" for name in gaps)], rows

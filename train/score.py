@@ -43,11 +43,11 @@ PROTOCOL: Mapping[Section, str] = {
     "objects": "A unit is a question and a label it asks for. One-to-one matching within units, greedy from the highest IoU. At .5 and the "
     "mean over .5:.05:.95, summed over units (micro); macro: mean over labels; question_f1: mean over units, 1 where nothing is there and "
     "a reply that could be read gave no box. duplicates: boxes with an earlier box of their unit at IoU > .9; hallucinated: units of "
-    "absent things that were given boxes; stray: boxes of names that were not asked for.",
+    "absent things that were given boxes; stray: boxes of names that were not asked for, where a question asks for several.",
     "grec": "Questions about one thing. pr_f1: share with F1 = 1 at IoU >= .5 (absent things: no box); n_acc: absent things answered with "
     "no box, by a reply that could be read; t_acc: present things answered with a box.",
     "format": "Shares of the replies. wrong_count: not as many boxes as are true; out_of_range: a value beyond the image; no_area: share "
-    "of the boxes.",
+    "of the boxes; label_exact: share of the boxes with a label whose label is one that was asked for, letter by letter.",
 }
 GREC_OFFICIAL = (
     "Questions about one thing, as in gRefCOCO's own code: pairs are matched by generalised IoU, and a reply that cannot be read is one "
@@ -268,8 +268,18 @@ def _format(questions: Scored) -> Iterator[_Metric]:
         yield _share("format", name, row, np.isin(row, repaired[repairs == repair]))
     boxes, box_row = questions.boxes("predicted_boxes")
     yield _share("format", "no_area", box_row, geometry.area(boxes) == 0)
+    named, exact = _labels_as_asked(questions)
+    yield _share("format", "label_exact", box_row[named], exact)
     for repair in np.unique(repairs).tolist():
         yield replace(_share("format", f"repair:{repair}", row, np.isin(row, repaired[repairs == repair])), only_by=("all",))
+
+
+def _labels_as_asked(questions: Scored) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """((P,) boxes that have a label, and for each of them whether it is one that was asked for, letter by letter)."""
+    columns = [questions.table[name].to_pylist() for name in ("asked", "predicted_labels")]
+    pairs = [(label, set(asked)) for asked, labels in zip(*columns, strict=True) for label in labels or ()]
+    named = np.array([label is not None for label, _ in pairs], np.bool_)
+    return named, np.array([label in asked for label, asked in pairs if label is not None], np.bool_)
 
 
 def _notes(questions: Scored) -> Iterator[str]:

@@ -77,8 +77,10 @@ class PlainStrategy:
         return loss
 
     def evaluate(self, batch: "MicroBatch") -> "BatchLoss":
+        self._plain.eval()  # no dropout
         with torch.no_grad():
             loss: BatchLoss = self._plain(batch)
+        self._plain.train()
         return loss
 
     def set_rates(self, rates: dict[str, float]) -> None:

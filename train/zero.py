@@ -127,8 +127,10 @@ class ZeroStrategy:
         return loss
 
     def evaluate(self, batch: "MicroBatch") -> "BatchLoss":
+        self._engine.eval()  # no dropout
         with torch.no_grad():
             loss: BatchLoss = self._engine(batch)
+        self._engine.train()
         return loss
 
     def set_rates(self, rates: dict[str, float]) -> None:

@@ -792,7 +792,7 @@ def test_missing_images_are_counted_and_kept_with_their_reason(demo: Path, tmp_p
         ("missing_image", "12"),
     ]
     assert "scene_0003.png" in rejected[1].detail
-    assert "Check `images` in the workflow" in rejected[1].detail
+    assert "start at the workflow's `images`" in rejected[1].detail
     assert rejected[1].position == "instances.json, image 3"
     assert json.loads(rejected[1].source_text)["record_id"] == "3"
 

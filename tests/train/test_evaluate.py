@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 import pytest
 import torch
 
+from schemas.adapter import loads
 from schemas.errors import ConfigError, ContractError
 from schemas.evaluation import EvaluateConfig
 from schemas.training import TrainConfig
@@ -125,9 +127,9 @@ def test_images_that_were_trained_on_are_refused(scenes: Path, adapter: str, tmp
 def test_training_shards_that_are_gone_are_said_to_be(scenes: Path, adapter: str, tmp_path: Path) -> None:
     copy = tmp_path / "adapter"
     shutil.copytree(Path(adapter) / "adapter", copy)
-    card = json.loads((copy / "boxcar.json").read_text())
-    card["train_shards"] = {str(tmp_path / "gone"): "0" * 32}
-    (copy / "boxcar.json").write_text(json.dumps(card))
+    card = loads((copy / "boxcar.json").read_bytes(), "")
+    gone = msgspec.structs.replace(card, train_shards={str(tmp_path / "gone"): "0" * 32})
+    (copy / "boxcar.json").write_bytes(gone.dumps())
     results = evaluate(_config(scenes, allow_leakage=False, compare_base=False, output=str(tmp_path / "out")), str(copy))
     assert "not compared, for they are not here" in results["leakage"]
     assert list(results["arms"]) == ["adapter"]

@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from pipelines.frame import build_frame
+from schemas.adapter import AdapterCard
 from schemas.errors import BoxcarError, ConfigError, ContractError, ImageError
 from schemas.training import TrainConfig
 from tests.small_sets import copy_demo, demo_config, run
@@ -167,8 +169,14 @@ def _damaged(adapter: Path, copy: Path, change: str) -> Path:
         card["contract"]["tokenizer_fingerprint"] = "0" * 32
     elif change == "another version":
         card["version"] = 99
+    elif change == "other pixel limits":
+        card["contract"]["max_pixels"] += 1
+    if change in ("another base", "another template", "another tokenizer"):  # as another run would have written it
+        card = json.loads(msgspec.convert(card, AdapterCard).dumps())
     (copy / "boxcar.json").write_text("{" if change == "no JSON" else json.dumps(card))
     save_file(weights, copy / "adapter_model.safetensors")
+    if change == "no settings":
+        (copy / "adapter_config.json").unlink()
     if change == "no weights":
         (copy / "adapter_model.safetensors").write_bytes(b"123")
     return copy
@@ -183,6 +191,8 @@ def _damaged(adapter: Path, copy: Path, change: str) -> Path:
         ("another template", ContractError, "turn_open: "),
         ("another tokenizer", ContractError, "tokenizer_fingerprint: "),
         ("another version", ContractError, "boxcar-adapter version 99"),
+        ("other pixel limits", ContractError, "somebody has changed it"),
+        ("no settings", ConfigError, "expected peft's settings of the adapter"),
         ("no JSON", ContractError, "no card of an adapter"),
         ("no weights", ConfigError, "expected an adapter's weights"),
     ],

@@ -228,12 +228,24 @@ def test_format_by_hand() -> None:
             "out_of_range": 1 / 5,
             "swapped": 1 / 5,
             "no_area": 1 / 4,
+            "label_exact": None,
             "repair:clamped": 1 / 5,
             "repair:dropped_incomplete": 1 / 5,
             "repair:prose": 1 / 5,
             "repair:swapped_corners": 1 / 5,
         }
     )
+
+
+def test_labels_are_those_asked_for_letter_by_letter() -> None:
+    def exact(**named: Any) -> float | None:
+        return results(turn([A], [A], **named)).value("format", "label_exact")
+
+    assert exact(asked=["green heart"], predicted_labels=["green heart"]) == 1
+    assert exact(asked=["green heart"], predicted_labels=["green har"]) == 0
+    assert exact(asked=["green heart"], predicted_labels=[None]) is None, "a family that writes no labels"
+    both = results(turn([A], [A], asked=["a"], predicted_labels=["a"]), turn([A], [A, A], asked=["b"], predicted_labels=["b", "�"]))
+    assert both.value("format", "label_exact") == pytest.approx(2 / 3)
 
 
 # ---- edges

@@ -53,7 +53,9 @@ def headline(family: FamilyResult) -> str:
     own = own_setting(family)
     lost = f"{own.turns_lost:,} of {own.turns:,} turns and {own.boxes_lost:,} of {own.boxes:,} boxes are lost"
     kept = "no sample gives a turn" if not own.turns else "nothing is lost" if not own.turns_lost else lost
-    long = f", {own.long:,} samples do not fit one sequence" if own.long else ""
+    cut = own.trimmed + own.over
+    long = f", {own.long:,} samples keep all turns but do not fit one sequence" if own.long else ""
+    long += f", {cut:,} samples lose turns" if cut else ""
     cost = f", {gpu_time(own.gpu_hours)} an epoch on {family.assumptions.gpu}" if own.gpu_hours is not None else ""
     return (
         f"{family.family}, cutoff_len {own.cutoff_len:,}, {own.max_pixels:,} px: {kept}{long}. {own.tokens:,} tokens an epoch, "

@@ -32,8 +32,7 @@ from train.score import number, score
 from train.scored import SCORED_SCHEMA
 
 FAMILY = "qwen3_vl"
-NUM_SCENES: dict[Language, int] = {"en": 5000, "zh": 3000}
-NUM_HELD_OUT = 300
+NUM_SCENES, NUM_HELD_OUT = 8000, 300
 NUM_MEASURED = 100
 VOCABULARY_SIZE = 640
 """So many that every colour and shape is one token, new shapes included: spelling a word that it never wrote is beyond the network."""
@@ -52,12 +51,12 @@ VISION = {"depth": 2, "hidden_size": 96, "intermediate_size": 192, "num_heads": 
 def make_base(work: Path, out: Path = BASE) -> None:
     """Draw, convert, train, and write the base to `out`. Work is kept in `work`: interrupted, it goes on."""
     _prepare(work)
-    for part, language in [*(("train", language) for language in NUM_SCENES), ("held_out", "en")]:
-        conversion.convert(_convert(work, part, language), conversion.Progress(lambda *_: None, lambda _: None))
+    for part in ("train", "held_out"):
+        conversion.convert(_convert(work, part), conversion.Progress(lambda *_: None, lambda _: None))
     workflow = Workflow(train=_train(work))
     if complete_run(resolve(workflow), "base") is None:
         train_with_progress(workflow, "base", resume=(work / "run" / "run.json").exists(), as_json=False)
-    write_base(work / "run", work / "shards" / "held_out_en", work / "base" / "tokenizer.json", out)
+    write_base(work / "run", work / "shards" / "held_out", work / "base" / "tokenizer.json", out)
 
 
 def write_base(run: Path, held_out: Path, tokenizer: Path, out: Path) -> None:
@@ -79,9 +78,9 @@ def _prepare(work: Path) -> None:
     base = work / "base"
     if (base / "config.json").exists():
         return
-    old = list(OLD_SHAPES)
-    write_scenes(work / "train", [(Style(old, language), number) for language, number in NUM_SCENES.items()], 0, "base")
-    write_scenes(work / "held_out", [(Style(old), NUM_HELD_OUT)], 9, "basev")
+    old = Style(list(OLD_SHAPES))
+    write_scenes(work / "train", [(old, NUM_SCENES)], 0, "base")
+    write_scenes(work / "held_out", [(old, NUM_HELD_OUT)], 9, "basev")
     base.mkdir(parents=True, exist_ok=True)
     train_tokenizer(_corpus(), VOCABULARY_SIZE).save(str(base / "tokenizer.json"))
     write_tiny_base(base, FAMILY, str(base))
@@ -107,13 +106,10 @@ def _corpus() -> Iterator[str]:
     yield "system\nuser\nassistant\n"
 
 
-def _convert(work: Path, part: str, language: Language) -> ConvertConfig:
+def _convert(work: Path, part: str) -> ConvertConfig:
     settings = {
         "reader": "coco",
-        "annotations": str(work / part / f"instances_{language}.json"),
-        "source": f"{part}_{language}",
-        "language": language,
-        "languages": {language: 1.0},
+        "annotations": str(work / part / "instances_en.json"),
         "images": str(work / part / "images"),
         "family": FAMILY,
         "tokenizer": str(work / "base"),
@@ -121,7 +117,7 @@ def _convert(work: Path, part: str, language: Language) -> ConvertConfig:
         "image_min_pixels": 96 * 96,
         "image_max_pixels": 96 * 96,
         "tasks": {"detect_joint": {"share": 0}, "describe": {"share": 0}, "absent": {"share": 0.1}},
-        "output": str(work / "shards" / f"{part}_{language}"),
+        "output": str(work / "shards" / part),
         "executor": "inline",
     }
     return ConvertConfig.model_validate(settings)
@@ -129,7 +125,7 @@ def _convert(work: Path, part: str, language: Language) -> ConvertConfig:
 
 def _train(work: Path) -> TrainConfig:
     settings = {
-        "shards": [str(work / "shards" / f"train_{language}") for language in NUM_SCENES],
+        "shards": [str(work / "shards" / "train")],
         "base": str(work / "base"),
         "init": "random",
         "output": str(work),

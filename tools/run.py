@@ -102,11 +102,14 @@ def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
     if done.is_file() and done.read_text() == fingerprint:
         return f"same annotations, same settings: {folder}"
     done.unlink(missing_ok=True)
-    result = audit_with_progress(name, workflow, request)
+    shards = _audited_shards(workflow)
+    # Of several sets that are trained on together the shards are audited: the annotations of one are not what an epoch costs.
+    result = audit_with_progress(shards, None, request) if len(shards) > 1 else audit_with_progress(name, workflow, request)
     page = write_results(result, folder, page=find_spec("plotly") is not None)
     for family in result.families:
         console.print(Text(f"        {visible(headline(family))}"))
-    console.print(Text(f"        {f'open {page}' if page else folder}; the tables: boxcar audit {name}"))
+    tables = f"boxcar audit {' '.join(map(str, shards)) if len(shards) > 1 else name}"
+    console.print(Text(f"        {f'open {page}' if page else folder}; the tables: {tables}"))
     done.write_text(fingerprint)
     return None
 
@@ -114,9 +117,14 @@ def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
 def _audit_fingerprint(workflow: Workflow) -> str:
     """Of what was converted (its manifest knows the annotations by content), and of the settings that an audit reads."""
     assert workflow.convert is not None
-    manifest = (Path(workflow.convert.output) / MANIFEST_NAME).read_bytes()
+    manifests = b"".join((folder / MANIFEST_NAME).read_bytes() for folder in _audited_shards(workflow))
     train = workflow.train.model_dump_json() if workflow.train else ""
-    return xxhash.xxh3_128_hexdigest("|".join([version("boxcar-vl"), workflow.convert.model_dump_json(), train]).encode() + manifest)
+    return xxhash.xxh3_128_hexdigest("|".join([version("boxcar-vl"), workflow.convert.model_dump_json(), train]).encode() + manifests)
+
+
+def _audited_shards(workflow: Workflow) -> list[Path]:
+    assert workflow.convert is not None
+    return [Path(folder) for folder in (workflow.train.shards if workflow.train else ()) or (workflow.convert.output,)]
 
 
 def _check(workflow: Workflow) -> str | None:

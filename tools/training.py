@@ -97,7 +97,11 @@ def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json:
     errors = Console(stderr=True)
     config: TrainConfig = resolve(workflow)
     with run_progress(errors) as progress:
-        state = train(config, name, resume=resume, on_event=RunBar(progress).see)
+        try:
+            state = train(config, name, resume=resume, on_event=RunBar(progress).see)
+        except KeyboardInterrupt:
+            errors.print(f"What was saved stays. To go on: {_again(sys.argv[1:])}", markup=False, soft_wrap=True)
+            raise
     folder = Path(state["folder"])
     plot = None
     if folder.is_dir():

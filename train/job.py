@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import threading
 from collections import Counter
@@ -299,12 +300,27 @@ def _run_with_ray(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict
             ),
         )
         try:
-            trainer.fit()
+            with _interrupts_as_usual():
+                trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _mistake(folder) or _lost(error, folder) from error
     if mistake := _mistake(folder):
         raise mistake
     return _last_state(folder)
+
+
+@contextmanager
+def _interrupts_as_usual() -> Iterator[None]:
+    """Ray Train answers Ctrl-C itself: it takes the workers down and exits without a word, and its handler stays when it is done."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as ended:
+        raise KeyboardInterrupt from ended
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def _mistake(folder: RunFolder) -> BoxcarError | None:

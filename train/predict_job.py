@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import msgspec
 import torch
@@ -114,7 +114,7 @@ class LineAnswerer:
                 self._predictor.check(query)
                 queries[place] = query
             except (msgspec.DecodeError, BoxcarError) as error:
-                replies[place] = {"error": str(error), "line": line}
+                replies[place] = {"error": _explained(error), "line": line}
         for place, answer in zip(queries, self._predictor.ask(queries.values()), strict=True):
             replies[place] = as_json(answer)
         return [json.dumps(replies[place], ensure_ascii=False) for place in range(len(lines))]
@@ -128,6 +128,13 @@ class LineAnswerer:
         extra = {"image": line.image, "query": line.query}
         image = line.image if storage.is_uri(line.image) else os.path.join(self._spec.images, line.image)
         return Query(image, line.query, line.task or self._task, line.language, line.box_xyxy_px, line.id, line.prompt, extra)
+
+
+def _explained(error: Exception) -> str:
+    """With the values that are allowed, where a line has another one."""
+    said = str(error)
+    allowed = {"$.task": get_args(AskedTask), "$.language": get_args(Language)}
+    return said + "".join(f" (expected one of {', '.join(names)})" for place, names in allowed.items() if said.endswith(f"at `{place}`"))
 
 
 def predict_file(

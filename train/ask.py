@@ -133,7 +133,9 @@ class Asker:
             else:
                 spec = self._scribe.question(self._prompt(query), _named(text, query))
         except BadText as bad:
-            raise ConfigError("query", found=bad.detail, expected="plain text", fix="Leave control tokens out.") from bad
+            raise ConfigError(
+                "query", found=bad.detail.removeprefix("found "), expected="plain text", fix="Leave control tokens out."
+            ) from bad
         return self._composed(spec, boxes, image)
 
     def _prompt(self, query: Query) -> str:

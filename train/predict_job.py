@@ -6,6 +6,7 @@ A line that cannot be answered (no such image, no JSON) becomes a line with `err
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
@@ -188,10 +189,13 @@ def _with_ray(queries: Path, spec: PredictSpec, num_workers: int) -> Generator[s
 
     with connected() as resources:
         gpu = bool(resources.get("GPU")) if spec.use_gpu is None else spec.use_gpu
-        ray.data.DataContext.get_current().execution_options.preserve_order = True
-        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)  # the caller shows progress and errors
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        context.enable_progress_bars = context.print_on_execution_start = False
         rows = [{"text": line} for line in _lines(queries)]
-        answers = ray.data.from_items(rows, override_num_blocks=max(1, -(-len(rows) // LINES_PER_BATCH))).map_batches(
+        num_blocks = min(max(num_workers, -(-len(rows) // LINES_PER_BATCH)), max(len(rows), 1))  # work for every worker
+        answers = ray.data.from_items(rows, override_num_blocks=num_blocks).map_batches(
             LineAnswerer,
             fn_constructor_args=(spec,),
             batch_size=LINES_PER_BATCH,

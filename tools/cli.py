@@ -166,6 +166,8 @@ def audit(
     if is_shards(target):
         if kept is not None:
             raise click.UsageError("--keep writes into a workflow: audit the workflow, not its shards")
+        if settings := [word for word in overrides if "=" in word and not Path(word).exists()]:
+            raise click.UsageError(f"{settings[0]}: shards are what they are; try settings on a workflow, or by --cutoffs and --pixels")
         folders = [Path(target), *map(Path, overrides)]
         sys.exit(run_audit(folders, None, request, file=path, out=out, page=html, as_json=as_json, write=False))
     workflow = load_workflow(path, target, "convert", overrides)

@@ -1,4 +1,4 @@
-"""`boxcar demo-base`: the small network of the quick start, from nothing. Takes some ten minutes of one core.
+"""`boxcar demo-base`: the small network of the quick start, from nothing. Takes six minutes of two cores.
 
     drawn scenes of old shapes ──> tokenizer ──> convert ──> `boxcar train`, every weight ──> quickstart_base/ (bf16)
 

@@ -463,7 +463,7 @@ def schema() -> None:
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: the one that the quick start uses.")
 def demo_base(work: Path, out: Path | None) -> None:
-    """Train the quick start's small network again, from nothing (some ten minutes of one core)."""
+    """Train the quick start's small network again, from nothing (six minutes of two cores)."""
     from tools.demo_base import make_base
     from tools.quickstart import BASE
 

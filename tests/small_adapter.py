@@ -10,7 +10,7 @@ from pipelines.families.catalog import find_family
 from schemas import manifest as manifests
 from schemas.adapter import CARD, AdapterCard, BaseRecord
 from schemas.training import LoraConfig
-from train.adapter import WEIGHTS, config_hash
+from train.answering.adapter import WEIGHTS, config_hash
 from train.model import attach_lora, open_base
 
 

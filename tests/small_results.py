@@ -10,10 +10,10 @@ import pyarrow as pa
 from pipelines.families.box_text import render
 from pipelines.families.catalog import find_family
 from pipelines.families.family import Family
-from train.evaluate import ANSWERS, ANSWERS_SCHEMA, GROUNDING
-from train.parse import parse, to_original_px
-from train.score import score
-from train.scored import SCORED_SCHEMA
+from train.answering.parse import parse, to_original_px
+from train.scoring.evaluate import ANSWERS, ANSWERS_SCHEMA, GROUNDING
+from train.scoring.score import score
+from train.scoring.scored import SCORED_SCHEMA
 from train.store import ShardStore
 
 

@@ -565,7 +565,7 @@ def predict(
     Template, prompts, resize and tokenizer are those of training (boxcar.json), or it is refused with the difference.
     """
     from tools import predict as tool
-    from train.predict_job import PredictSpec
+    from train.answering.predict_job import PredictSpec
 
     folder = str(queries.parent) if queries else ""
     spec = PredictSpec(adapter, base, tokenizer, task, images or folder, batch_size, max_new_tokens, logprobs)

@@ -25,11 +25,11 @@ from tools.quickstart import BASE
 from tools.scenes import NEW_SHAPES, OLD_SHAPES, Style, all_phrases, write_scenes
 from tools.tiny_base import write_tiny_base
 from tools.training import train_with_progress
-from train.adapter import open_adapter
-from train.evaluate import answer_all
+from train.answering.adapter import open_adapter
 from train.job import complete_run, resolve
-from train.score import number, score
-from train.scored import SCORED_SCHEMA
+from train.scoring.evaluate import answer_all
+from train.scoring.score import number, score
+from train.scoring.scored import SCORED_SCHEMA
 
 FAMILY = "qwen3_vl"
 NUM_SCENES, NUM_HELD_OUT = 8000, 300

@@ -13,8 +13,8 @@ from schemas.errors import ConfigError
 from schemas.evaluation import EvaluateConfig
 from schemas.workflow import Workflow
 from tools.plain import visible
-from train.evaluate import compared, evaluate, finished
 from train.job import complete_run, resolve
+from train.scoring.evaluate import compared, evaluate, finished
 
 
 def adapter_of(workflow: Workflow, name: str) -> str:

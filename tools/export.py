@@ -1,4 +1,4 @@
-"""`boxcar export`: what `train.export` writes, with a README whose snippets run as they stand, for transformers and for vLLM."""
+"""`boxcar export`: what `train.answering.export` writes, with a README whose snippets run as they stand, for transformers and for vLLM."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from pipelines.families.box_text import ResizedPixelGrid, TaggedBoxText
 from pipelines.families.family import Family
 from tools.export_files import require_empty
 from tools.plain import visible
-from train.export import ADAPTER_CONFIG, Exported, export_model
+from train.answering.export import ADAPTER_CONFIG, Exported, export_model
 
 SNIPPETS = Path(__file__).with_name("snippets")
 README = "README.md"
@@ -32,7 +32,7 @@ _ENVIRONMENT = Environment(
 
 
 def export(adapter: str, out: Path, *, merge: bool, base: str = "", tokenizer: str = "") -> Exported:
-    """Write the folder, whole or not at all. Raises ConfigError and ContractError, as `train.export.export_model` does."""
+    """Write the folder, whole or not at all. Raises ConfigError and ContractError, as `train.answering.export.export_model` does."""
     require_empty(out)
     with storage.writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)

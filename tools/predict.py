@@ -16,9 +16,9 @@ from pipelines import storage
 from pipelines.images import load_image
 from schemas.record import Language
 from tools.plain import visible
-from train.ask import Query
-from train.predict import Answer, as_json, stepwise
-from train.predict_job import PredictSpec, open_predictor, predict_file, trained_turns, usual_task
+from train.answering.ask import Query
+from train.answering.predict import Answer, as_json, stepwise
+from train.answering.predict_job import PredictSpec, open_predictor, predict_file, trained_turns, usual_task
 
 _COLOURS_BGR = [(0, 0, 230), (0, 150, 0), (230, 80, 0), (0, 140, 255), (180, 0, 180), (160, 130, 0)]
 

@@ -5,7 +5,7 @@
 | rate              | share of the questions that were given an answer; Wilson's 95 % interval, questions taken as independent         |
 | of all raters     | a question counts as what more than half of its raters said; where none was, it is disputed                      |
 | kappa             | Cohen's, of each pair of raters, over the four answers, on the questions that both rated                          |
-| human and IoU     | a person's "right" against the metric's, which is `train.verdict`: as many boxes as are true, each at IoU >= .5  |
+| human and IoU     | a person's "right" against the metric's, which is `verdict`: as many boxes as are true, each at IoU >= .5   |
 | point-biserial    | Pearson's correlation of "right" (1 or 0) with the question's IoU, where something true is there                 |
 
 Where a page showed a sample, its strata are equally large: rates are then of what was shown, not of the whole set.
@@ -30,7 +30,7 @@ from rich.text import Text
 
 from schemas.errors import ConfigError
 from tools.plain import visible
-from train.agreement import cohen_kappa, wilson_interval
+from train.scoring.agreement import cohen_kappa, wilson_interval
 
 RATINGS: Mapping[str, str] = {"right": "right", "loose": "loose", "wrong": "wrong thing", "none": "should be none"}
 """As files have them, and as people read them; the keys 1 to 4 of the page."""
@@ -184,7 +184,7 @@ def _from_csv(text: str) -> dict[str, Any]:
 def _facts_of(folder: Path, rated: dict[Name, _Rated], export: _Export) -> dict[Name, _Rated]:
     """IoU and verdict from an evaluation's own answers."""
     from tools.view_items import load_answers, load_results  # noqa: PLC0415  (brings torch)
-    from train.verdict import verdicts  # noqa: PLC0415
+    from train.scoring.verdict import verdicts  # noqa: PLC0415
 
     results = load_results(folder)
     if results["fingerprint"] != export.page:

@@ -129,9 +129,9 @@ def _audited_shards(workflow: Workflow) -> list[Path]:
 
 def _check(workflow: Workflow) -> str | None:
     """What `evaluate` would refuse after the training, refused before it."""
-    from train.evaluate import require_unseen, ways_to_ask
     from train.index import load_manifest
     from train.job import resolve
+    from train.scoring.evaluate import require_unseen, ways_to_ask
 
     config = workflow.evaluate
     assert config is not None
@@ -176,7 +176,7 @@ def _predict(workflow: Workflow, name: str, console: Console) -> str | None:
     from tools.evaluate import adapter_of
     from tools.predict import predict_and_draw
     from tools.quickstart import new_images
-    from train.predict_job import PredictSpec
+    from train.answering.predict_job import PredictSpec
 
     assert workflow.scenes is not None
     assert workflow.evaluate is not None

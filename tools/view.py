@@ -191,7 +191,7 @@ _HEADLINE = {
 
 def _headline(results: dict[str, Any]) -> list[dict[str, Any]]:
     """The first arm's main figures in percent, with the others' beside them."""
-    from train.score import results_of  # noqa: PLC0415  (with `_table`)
+    from train.scoring.score import results_of  # noqa: PLC0415  (with `_table`)
 
     found = {name: results_of(figures["boxes"]) for name, figures in results["arms"].items() if "boxes" in figures}
     entries = []
@@ -211,8 +211,8 @@ def _tables(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _table(title: str, arms: dict[str, Any]) -> dict[str, Any]:
-    from train.evaluate import COMPARED  # noqa: PLC0415  (brings torch; shards are shown without)
-    from train.score import number, results_of  # noqa: PLC0415
+    from train.scoring.evaluate import COMPARED  # noqa: PLC0415  (brings torch; shards are shown without)
+    from train.scoring.score import number, results_of  # noqa: PLC0415
 
     found = {name: results_of(figures["boxes"]) for name, figures in arms.items() if "boxes" in figures}
     rows = []

@@ -26,9 +26,9 @@ from pipelines.families.catalog import find_family
 from pipelines.families.family import Family
 from schemas.errors import ConfigError, ShardError
 from train.index import load_manifest, read_index
-from train.score import SIZE_AREAS, SIZES
+from train.scoring.score import SIZE_AREAS, SIZES
+from train.scoring.verdict import Verdicts, verdicts
 from train.store import ShardStore
-from train.verdict import Verdicts, verdicts
 
 ROWS_LOOKED_AT = 10
 """Rows of shards that are read for each item to show; of more, these are chosen by hash."""
@@ -145,7 +145,7 @@ def spread(strata: Sequence[Hashable], names: Sequence[str], most: int, seed: in
 
 
 def sizes_of(boxes_resized: npt.NDArray[np.float64]) -> list[str]:
-    """The sizes that occur among boxes (N, 4) in the pixels that the model sees, the smallest first; COCO's limits (`train.score`)."""
+    """The sizes that occur among boxes (N, 4) in the pixels that the model sees, the smallest first; COCO's limits (`scoring.score`)."""
     areas = geometry.sides(boxes_resized).prod(axis=1)
     return [SIZES[code] for code in np.unique(np.searchsorted(SIZE_AREAS, areas, side="right"))]
 
@@ -171,7 +171,7 @@ def load_results(folder: Path) -> dict[str, Any]:
 
 def load_answers(folder: Path, arm: str) -> pa.Table:
     """The answers of an arm. Raises ShardError where they are missing or of another version."""
-    from train.evaluate import ANSWERS, ANSWERS_SCHEMA, OWN_PROMPTS  # noqa: PLC0415  (brings torch; shards are shown without)
+    from train.scoring.evaluate import ANSWERS, ANSWERS_SCHEMA, OWN_PROMPTS  # noqa: PLC0415  (brings torch; shards are shown without)
 
     path = folder / ANSWERS.format(arm.replace(OWN_PROMPTS, "-own-prompts"))
     try:

@@ -26,16 +26,16 @@ from schemas.errors import ConfigError, TrainingError
 from schemas.task import TaskName
 from schemas.training import Part, TrainConfig
 from train import checkpoint, flops
-from train.adapter import Opened, config_hash
+from train.answering.adapter import Opened, config_hash
 from train.attention import SEGMENTS
 from train.checkpoint import Snapshot, TrainState
 from train.collate import MicroBatch
-from train.live_metrics import answering, measure_live
 from train.loop import Step, Trainer
 from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, part_of, recompute_activations, unfreeze
 from train.objective import Objective
 from train.plan_table import read_plan
 from train.run_folder import ADAPTER, RunFolder, checkpoint_name
+from train.scoring.live_metrics import answering, measure_live
 from train.sessions import Session
 from train.store import ShardStore
 from train.strategy import PlainStrategy, Strategy

@@ -24,12 +24,12 @@ from tests.small_tokenizers import REAL_QWEN, needs_real_qwen
 from tests.tools.test_cli import invoke, mistake
 from tools.export import export
 from train import pixels
-from train.adapter import open_adapter
-from train.ask import Asker, Query
+from train.answering.adapter import open_adapter
+from train.answering.ask import Asker, Query
+from train.answering.export import _write_tokenizer, chat_template, processor_of
+from train.answering.parse import parse, to_original_px
+from train.answering.predict import PredictConfig, Predictor
 from train.documents import prompt_of
-from train.export import _write_tokenizer, chat_template, processor_of
-from train.parse import parse, to_original_px
-from train.predict import PredictConfig, Predictor
 from train.stream import load_pixels
 
 NAMES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

@@ -13,13 +13,13 @@ from schemas.training import TrainConfig
 from tests.small_sets import copy_demo, demo_config, run
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of
 from tools.tiny_base import write_tiny_base
-from train.adapter import open_adapter
-from train.ask import Asker, Query
+from train.answering.adapter import open_adapter
+from train.answering.ask import Asker, Query
+from train.answering.predict import PredictConfig, Predictor
 from train.documents import prompt_of
-from train.evaluate import evaluate
 from train.job import train
 from train.model import open_base
-from train.predict import PredictConfig, Predictor
+from train.scoring.evaluate import evaluate
 from train.store import ShardStore
 
 FAMILIES = ("cogvlm_224", "cogvlm_chat", "qwen_vl")

@@ -20,7 +20,7 @@ from pipelines import storage
 from schemas.errors import ConfigError, StorageError
 from schemas.training import TrainConfig
 from tests.small_sets import copy_demo, demo_config, run
-from train.adapter import find_adapter
+from train.answering.adapter import find_adapter
 from train.job import train
 from train.run_folder import METRICS, RunFolder
 from train.sessions import LocalSession

@@ -2,7 +2,7 @@
 
 | of a question | definition                                                                                                      |
 |---------------|-----------------------------------------------------------------------------------------------------------------|
-| box IoU       | of a predicted box with the true box it is matched to (`train.scored.Units.match`), 0 where it has none         |
+| box IoU       | of a predicted box with the true box it is matched to (`scored.Units.match`), 0 where it has none                       |
 | IoU           | sum of the box IoUs / the larger of the two numbers of boxes; not defined where nothing true is there           |
 | right         | as many boxes as are true, each matched at IoU >= .5; an absent thing: no box, by a reply that could be read    |
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.ragged import offsets_of
-from train.scored import SCORED_SCHEMA, FloatColumn, Units, scored
+from train.scoring.scored import SCORED_SCHEMA, FloatColumn, Units, scored
 
 RIGHT_IOU = 0.5
 _LEAST_IOU = 1e-9
@@ -37,7 +37,7 @@ class Verdicts:
 
 
 def verdicts(table: pa.Table) -> Verdicts:
-    """The verdict on each row of a table with (at least) the columns of `train.scored.SCORED_SCHEMA`.
+    """The verdict on each row of a table with (at least) the columns of `train.scoring.scored.SCORED_SCHEMA`.
 
     Raises ShardError where the table does not fit together.
     """

@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 
 from schemas.errors import ConfigError
-from train.captions import caption_figures, words
+from train.scoring.captions import caption_figures, words
 
 pytest.importorskip("pycocoevalcap", reason="caption metrics are an extra")
 

@@ -1,6 +1,6 @@
 """Held-out shards -> questions -> replies -> scored tables -> figures, with the adapter and without it.
 
-    shards ──> fixed slice ──> Predictor (adapter, base; the shards' questions or the adapter's) ──> SCORED table ──> train.score
+    shards ──> fixed slice ──> Predictor (adapter, base; the shards' questions or the adapter's) ──> SCORED table ──> train.scoring.score
        └─ contract, leakage: refused unless allowed
 
 What is measured is what was trained: prompts, pixels and frame come from the same rooms.
@@ -27,16 +27,16 @@ from schemas.contract import FrameContract
 from schemas.errors import ConfigError, ContractError
 from schemas.evaluation import EvaluateConfig
 from schemas.task import TaskName
-from train.adapter import Opened, find_adapter, open_adapter
-from train.ask import Asker
-from train.captions import caption_figures, require_captions
-from train.coco_ap import coco_ap
+from train.answering.adapter import Opened, find_adapter, open_adapter
+from train.answering.ask import Asker
+from train.answering.predict import Answer, Asked, PredictConfig, Predictor
 from train.index import load_manifest, read_index
-from train.leakage import shared_with_training
-from train.predict import Answer, Asked, PredictConfig, Predictor
 from train.run_folder import ADAPTER
-from train.score import Section, markdown, number, results_of, score
-from train.scored import SCORED_SCHEMA
+from train.scoring.captions import caption_figures, require_captions
+from train.scoring.coco_ap import coco_ap
+from train.scoring.leakage import shared_with_training
+from train.scoring.score import Section, markdown, number, results_of, score
+from train.scoring.scored import SCORED_SCHEMA
 from train.store import ShardStore
 
 NUM_NAMED_PAIRS = 5

@@ -29,7 +29,7 @@ from pipelines.frame import Frame, frame_of
 from schemas.adapter import CARD, AdapterCard, BaseRecord, loads
 from schemas.errors import ConfigError, ContractError
 from train import pixels
-from train.adapter import WEIGHTS, config_hash, find_adapter, open_adapter
+from train.answering.adapter import WEIGHTS, config_hash, find_adapter, open_adapter
 
 ADAPTER_CONFIG = "adapter_config.json"
 _TEMPLATE, _OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from pipelines import geometry
 from schemas.errors import ShardError
-from tests.train.small_scores import table, turn
-from train.score import OBJECT_IOUS, Results, markdown, score
-from train.scored import SCORED_SCHEMA, scored
+from tests.train.scoring.small_scores import table, turn
+from train.scoring.score import OBJECT_IOUS, Results, markdown, score
+from train.scoring.scored import SCORED_SCHEMA, scored
 
 A = (0, 0, 10, 10)
 HALF = (0, 0, 10, 5)

@@ -11,7 +11,7 @@ import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from train import pixels
-from train.adapter import Opened
+from train.answering.adapter import Opened
 from train.collate import MicroBatch, Pixels, pad
 from train.documents import Document
 from train.model import Base

@@ -3,7 +3,7 @@
     text  ->  Node "root" [ Prose | Node "{" [ Member(key, items) ] | Node "[" | Node "(" | Node "box" | Node "quad" | Ref | COMMA ]
 
 One pass with a stack and no second look at what was read: the time is linear in the text, whatever the text is. Says nothing about boxes
-(`train.loose_boxes` does) and knows no family. What had to be mended is noted by name.
+(`train.answering.loose_boxes` does) and knows no family. What had to be mended is noted by name.
 """
 
 import json

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from schemas.errors import ConfigError
-from train.scored import STRAY, FloatColumn, IntColumn, Scored, scored
+from train.scoring.scored import STRAY, FloatColumn, IntColumn, Scored, scored
 
 ScoreRule = Literal["const", "rank", "logprob"]
 MAX_DETS = (1, 10, 100)
@@ -50,7 +50,7 @@ class CocoAP:
 
 
 def coco_ap(table: pa.Table, rule: ScoreRule) -> CocoAP:
-    """AP and AR over every label of a table of `train.scored.SCORED_SCHEMA`, tasks detect, detect_joint and absent.
+    """AP and AR over every label of a table of `train.scoring.scored.SCORED_SCHEMA`, tasks detect, detect_joint and absent.
 
     Where a label is asked for twice in an image, the second question is about a copy of the image: its true boxes are not doubled. An
     absent thing that gets boxes is a false positive where its label occurs elsewhere; a label that never occurs in the truth has no AP.

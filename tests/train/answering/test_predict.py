@@ -16,12 +16,12 @@ from schemas.adapter import AdapterCard
 from schemas.errors import BoxcarError, ConfigError, ContractError, ImageError
 from schemas.training import TrainConfig
 from tests.small_sets import copy_demo, demo_config, run
-from train.adapter import find_adapter, open_adapter
-from train.ask import Asker, Query
+from train.answering.adapter import find_adapter, open_adapter
+from train.answering.ask import Asker, Query
+from train.answering.predict import Asked, PredictConfig, Predictor, as_json, stepwise
+from train.answering.predict_job import PredictSpec, predict_file
 from train.documents import prompt_of
 from train.job import train
-from train.predict import Asked, PredictConfig, Predictor, as_json, stepwise
-from train.predict_job import PredictSpec, predict_file
 from train.store import ShardStore
 
 CPU = torch.device("cpu")

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pipelines.families.box_text import BoxText, render
 from pipelines.families.catalog import FAMILIES
-from tests.train.replies_golden import REPLIES, Golden
-from train.parse import ParsedReply, parse, points_to_original_px, to_original_px
+from tests.train.answering.replies_golden import REPLIES, Golden
+from train.answering.parse import ParsedReply, parse, points_to_original_px, to_original_px
 
 RESIZED = (1000, 800)
 EVERY_FAMILY = sorted(FAMILIES)

@@ -16,12 +16,12 @@ from schemas.evaluation import EvaluateConfig
 from schemas.training import TrainConfig
 from tests import small_sets
 from tests.small_sets import copy_demo, demo_config, run
-from train.adapter import Opened, open_adapter
-from train.evaluate import ANSWERS_SCHEMA, answer_all, answers_table, evaluate, finished, slice_of
+from train.answering.adapter import Opened, open_adapter
+from train.answering.predict import PredictConfig
 from train.job import train
-from train.predict import PredictConfig
-from train.score import results_of, score
-from train.scored import SCORED_SCHEMA
+from train.scoring.evaluate import ANSWERS_SCHEMA, answer_all, answers_table, evaluate, finished, slice_of
+from train.scoring.score import results_of, score
+from train.scoring.scored import SCORED_SCHEMA
 from train.store import ShardStore
 
 
@@ -161,8 +161,8 @@ def test_no_turn_to_ask(scenes: Path, opened: Opened) -> None:
 
 def test_a_perfect_reply_scores_one(scenes: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """The truth's own text as the reply: every figure is what rounding to the family's grid leaves."""
-    from train import predict  # noqa: PLC0415
-    from train.generate import Reply  # noqa: PLC0415
+    from train.answering import predict  # noqa: PLC0415
+    from train.answering.generate import Reply  # noqa: PLC0415
 
     shards = [str(scenes / "shards")]
     store = ShardStore(shards)

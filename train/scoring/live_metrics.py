@@ -1,6 +1,6 @@
 """Box metrics in the middle of training: the network as it is answers a fixed slice of questions, a part on each rank.
 
-slice ──> every world_size-th batch ──> Predictor ──> scored rows ──> gathered on all ranks ──> train.score
+slice ──> every world_size-th batch ──> Predictor ──> scored rows ──> gathered on all ranks ──> train.scoring.score
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,12 +14,12 @@ from torch import distributed
 
 from schemas.errors import ConfigError
 from schemas.training import GenerateConfig
-from train.adapter import Opened
-from train.evaluate import answers_table, slice_of
+from train.answering.adapter import Opened
+from train.answering.predict import PredictConfig
 from train.model import Base, in_packs, in_rows
-from train.predict import PredictConfig
-from train.score import Section, score
-from train.scored import SCORED_SCHEMA
+from train.scoring.evaluate import answers_table, slice_of
+from train.scoring.score import Section, score
+from train.scoring.scored import SCORED_SCHEMA
 from train.sessions import Session
 from train.store import ShardStore
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from schemas.errors import ImageError
 from schemas.record import Language
-from train.adapter import Opened
-from train.ask import Asker, Query
+from train.answering.adapter import Opened
+from train.answering.ask import Asker, Query
+from train.answering.generate import Reply, box_scores, generate
+from train.answering.parse import Status, parse, to_original_px
 from train.collate import Pixels
 from train.documents import Document, ImageSlot, prompt_of
-from train.generate import Reply, box_scores, generate
-from train.parse import Status, parse, to_original_px
 from train.store import ShardStore
 from train.stream import load_pixels
 
@@ -64,7 +64,7 @@ class Answer:
     """(N, 4) float64, the family's own units."""
     labels: tuple[str | None, ...]
     scores: list[float] | None
-    """(N,) mean log-probability of the tokens of each box's numbers (`train.generate.box_scores`); None where not recorded."""
+    """(N,) mean log-probability of the tokens of each box's numbers (`train.answering.generate.box_scores`); None where not recorded."""
     size_wh: tuple[int, int]
     """Pixels of the upright original."""
     resized_wh: tuple[int, int]

@@ -19,7 +19,7 @@ from pipelines import geometry
 from pipelines.ragged import offsets_of
 from schemas.errors import ShardError
 from schemas.row import BOX
-from train.parse import Status
+from train.answering.parse import Status
 
 FloatBoxes = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]
@@ -112,7 +112,7 @@ def scored(table: pa.Table) -> Scored:
         raise ShardError(
             where,
             found=f"another schema; it lacks {'; '.join(missing) or 'the order of the columns'}",
-            expected="train.scored.SCORED_SCHEMA",
+            expected="train.scoring.scored.SCORED_SCHEMA",
         )
     asks = pc.greater(pc.list_value_length(table["asked"]), 0)
     boxes_wanted = table.filter(asks)

@@ -2,7 +2,7 @@
 
     reply ── the family's own form ──────────────────────────────> strict
           └─ less thinking, fences, control tokens ─ own form ───> repaired
-             └─ loosely (`train.loose_boxes`) ───────────────────> repaired, each repair named and counted
+             └─ loosely (`train.answering.loose_boxes`) ───────────────────> repaired, each repair named and counted
                 └─ says that nothing is there ───────────────────> none_found, else failed
 
 Which pixels the numbers mean is the family's convention and the image's resized size, both from the frame contract: never a guess from
@@ -45,8 +45,8 @@ import numpy.typing as npt
 from pipelines import geometry
 from pipelines.families.box_text import CoordinateGrid, FloatBoxes
 from pipelines.families.family import Family
-from train.loose_boxes import LooseBox, LooseBoxes, find_loosely
-from train.loose_text import TAG
+from train.answering.loose_boxes import LooseBox, LooseBoxes, find_loosely
+from train.answering.loose_text import TAG
 
 Status = Literal["strict", "repaired", "none_found", "failed"]
 """strict: the family's own form, nothing done. repaired: boxes, with repairs. none_found: the reply says that nothing is there. failed:

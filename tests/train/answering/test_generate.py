@@ -10,8 +10,8 @@ from pipelines.frame import Frame
 from pipelines.tokens import load_tokenizer
 from tests.small_tokenizers import folder_of
 from tests.train.tiny import FAMILIES, padded_batch, random_documents, tiny_base
-from train.adapter import Opened
-from train.generate import LEAST_LOGPROB, Reply, box_scores, generate
+from train.answering.adapter import Opened
+from train.answering.generate import LEAST_LOGPROB, Reply, box_scores, generate
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -21,10 +21,10 @@ from pipelines import storage
 from schemas.errors import BoxcarError, ConfigError
 from schemas.record import Language
 from schemas.task import TaskName
-from train.adapter import open_adapter
-from train.ask import AskedTask, Query
+from train.answering.adapter import open_adapter
+from train.answering.ask import AskedTask, Query
+from train.answering.predict import PredictConfig, Predictor, as_json
 from train.job import connected
-from train.predict import PredictConfig, Predictor, as_json
 
 LINES_PER_BATCH = 64
 
@@ -70,7 +70,7 @@ class Counts:
 
 
 def open_predictor(spec: PredictSpec) -> Predictor:
-    """Raises what `train.adapter.open_adapter` raises."""
+    """Raises what `train.answering.adapter.open_adapter` raises."""
     gpu = torch.cuda.is_available() if spec.use_gpu is None else spec.use_gpu
     opened = open_adapter(
         spec.adapter,

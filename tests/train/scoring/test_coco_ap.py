@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from schemas.errors import ConfigError
-from tests.train.small_scores import table, turn
-from train.coco_ap import STATS, coco_ap
+from tests.train.scoring.small_scores import table, turn
+from train.scoring.coco_ap import STATS, coco_ap
 
 pytest.importorskip("faster_coco_eval", reason="needs the extra `eval`")
 

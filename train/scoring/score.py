@@ -22,8 +22,8 @@ import pyarrow as pa
 
 from pipelines import geometry
 from pipelines.ragged import offsets_of
-from train.parse import Status
-from train.scored import STRAY, FloatColumn, IntColumn, Scored, Units, scored
+from train.answering.parse import Status
+from train.scoring.scored import STRAY, FloatColumn, IntColumn, Scored, Units, scored
 
 Section = Literal["rec", "objects", "grec", "format"]
 REC_IOUS = (0.5, 0.75, 0.9)
@@ -98,7 +98,7 @@ class Results:
 
 
 def score(table: pa.Table, *, draws: int = 1000, seed: int = 0, grec_official: bool = False) -> Results:
-    """All metrics of a table of `train.scored.SCORED_SCHEMA`; the order of its rows changes nothing.
+    """All metrics of a table of `train.scoring.scored.SCORED_SCHEMA`; the order of its rows changes nothing.
 
     draws: of the bootstrap; 0 leaves out the intervals. grec_official: see GREC_OFFICIAL. Raises ShardError where the table is none, does
     not fit together or asks for no boxes.

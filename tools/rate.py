@@ -5,7 +5,7 @@
 | rate              | share of the questions that were given an answer; Wilson's 95 % interval, questions taken as independent         |
 | of all raters     | a question counts as what more than half of its raters said; where none was, it is disputed                      |
 | kappa             | Cohen's, of each pair of raters, over the four answers, on the questions that both rated                          |
-| human and IoU     | a person's "right" against the metric's, which is `verdict`: as many boxes as are true, each at IoU >= .5   |
+| human and IoU     | a person's "right" against the metric's, which is `verdict`: as many boxes as are true, each at IoU >= .5        |
 | point-biserial    | Pearson's correlation of "right" (1 or 0) with the question's IoU, where something true is there                 |
 
 Where a page showed a sample, its strata are equally large: rates are then of what was shown, not of the whole set.

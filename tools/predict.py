@@ -20,6 +20,7 @@ from train.answering.ask import Query
 from train.answering.predict import Answer, as_json, stepwise
 from train.answering.predict_job import PredictSpec, open_predictor, predict_file, trained_turns, usual_task
 
+_WORTH_A_LOOK_PX = 384
 _COLOURS_BGR = [(0, 0, 230), (0, 150, 0), (230, 80, 0), (0, 140, 255), (180, 0, 180), (160, 130, 0)]
 
 
@@ -43,7 +44,7 @@ def predict_and_draw(spec: PredictSpec, images: Sequence[tuple[Path, str, Langua
     answers = predictor.ask([Query(str(image), text, task, language) for image, text, language in images])
     for (image, text, _), answer in zip(images, answers, strict=True):
         drawn = image.with_name(f"{image.stem}-found.png")
-        _draw([answer], str(image), drawn)
+        _draw([answer], str(image), drawn, at_least_px=_WORTH_A_LOOK_PX)
         boxes = "; ".join(", ".join(f"{value:.0f}" for value in box) for box in answer.boxes_xyxy_px) or "none"
         console.print(Text(visible(f"        {image.name}, {text!r}: {boxes} -> {drawn}")))
 
@@ -106,11 +107,14 @@ def _print(console: Console, answer: Answer) -> None:
     console.print(table)
 
 
-def _draw(answers: list[Answer], image: str, out: Path) -> None:
+def _draw(answers: list[Answer], image: str, out: Path, *, at_least_px: int = 1) -> None:
+    """at_least_px: smaller pictures are drawn larger, by a whole factor."""
     picture = np.ascontiguousarray(np.asarray(load_image(image))[:, :, ::-1])
+    factor = -(-at_least_px // max(picture.shape[:2]))
+    picture = cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     thickness = max(2, round(max(picture.shape[:2]) / 400))
     for number, answer in enumerate(answers):
-        for box in answer.boxes_xyxy_px.round().astype(int).tolist():
+        for box in (answer.boxes_xyxy_px * factor).round().astype(int).tolist():
             cv2.rectangle(picture, tuple(box[:2]), tuple(box[2:]), _COLOURS_BGR[number % len(_COLOURS_BGR)], thickness, cv2.LINE_AA)
     encoded = cv2.imencode(".png", picture)[1]
     try:

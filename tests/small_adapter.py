@@ -1,4 +1,4 @@
-"""An adapter as training leaves it, without training: random LoRA weights on a tiny base, with the card of some shards."""
+"""Adapters on tiny bases: as training leaves them, without training (random LoRA weights); and by a step or two of real training."""
 
 from pathlib import Path
 
@@ -9,9 +9,27 @@ from safetensors.torch import save_file
 from pipelines.families.catalog import find_family
 from schemas import manifest as manifests
 from schemas.adapter import CARD, AdapterCard, BaseRecord
-from schemas.training import LoraConfig
+from schemas.training import LoraConfig, TrainConfig
 from train.answering.adapter import WEIGHTS, config_hash
+from train.job import train
 from train.model import attach_lora, open_base
+
+
+def train_adapter(shards: Path, base: Path, output: Path, num_steps: int = 1) -> Path:
+    """The folder of a run of some steps in this process. base: a folder with config.json; its weights are random by seed."""
+    settings = {
+        "shards": [str(shards)],
+        "base": str(base),
+        "init": "random",
+        "output": str(output),
+        "precision": "fp32",
+        "global_batch": 1,
+        "max_steps": num_steps,
+        "loader_workers": 0,
+        "trackers": [],
+        "placement": {"executor": "inline", "use_gpu": False},
+    }
+    return Path(train(TrainConfig.model_validate(settings), "demo")["folder"])
 
 
 def write_adapter(folder: Path, base: Path, shards: Path, *, pretrained: Path | None = None, seed: int = 0) -> Path:

@@ -1,7 +1,6 @@
 """CogVLM and Qwen-VL, whose networks are ours, the whole way round: convert, train, open, ask, measure."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +8,7 @@ import torch
 
 from schemas.errors import ConfigError
 from schemas.evaluation import EvaluateConfig
-from schemas.training import TrainConfig
+from tests.small_adapter import train_adapter
 from tests.small_sets import copy_demo, demo_config, run
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of
 from tools.tiny_base import write_tiny_base
@@ -17,7 +16,6 @@ from train.answering.adapter import open_adapter
 from train.answering.ask import Asker, Query
 from train.answering.predict import PredictConfig, Predictor
 from train.documents import prompt_of
-from train.job import train
 from train.model import open_base
 from train.scoring.evaluate import evaluate
 from train.store import ShardStore
@@ -33,19 +31,7 @@ def trained(request: pytest.FixtureRequest, demo: Path, tmp_path_factory: pytest
     tokenizer = folder_of(TOKENIZER_OF_FAMILY[family])
     run(demo_config(folder, folder / "shards", family=family, tokenizer=tokenizer, cutoff_len=2048, records_per_shard=16))
     write_tiny_base(folder / "base", family, tokenizer)
-    settings: dict[str, Any] = {
-        "shards": [str(folder / "shards")],
-        "base": str(folder / "base"),
-        "init": "random",
-        "output": str(folder / "runs"),
-        "precision": "fp32",
-        "global_batch": 1,
-        "max_steps": 2,
-        "loader_workers": 0,
-        "trackers": [],
-        "placement": {"executor": "inline", "use_gpu": False},
-    }
-    return family, folder, Path(train(TrainConfig.model_validate(settings), "native")["folder"])
+    return family, folder, train_adapter(folder / "shards", folder / "base", folder / "runs", num_steps=2)
 
 
 def test_a_question_is_that_of_the_shards_and_is_answered(trained: tuple[str, Path, Path]) -> None:

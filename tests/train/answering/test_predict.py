@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -14,14 +13,13 @@ from safetensors.torch import load_file, save_file
 from pipelines.frame import build_frame
 from schemas.adapter import AdapterCard
 from schemas.errors import BoxcarError, ConfigError, ContractError, ImageError
-from schemas.training import TrainConfig
+from tests.small_adapter import train_adapter
 from tests.small_sets import copy_demo, demo_config, run
 from train.answering.adapter import find_adapter, open_adapter
 from train.answering.ask import Asker, Query
 from train.answering.predict import Asked, PredictConfig, Predictor, as_json, stepwise
-from train.answering.predict_job import PredictSpec, predict_file
+from train.answering.predict_job import PredictSpec, predict_file, trained_turns, usual_task
 from train.documents import prompt_of
-from train.job import train
 from train.store import ShardStore
 
 CPU = torch.device("cpu")
@@ -36,19 +34,7 @@ def scenes(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    settings: dict[str, Any] = {
-        "shards": [str(scenes / "shards")],
-        "base": str(scenes / "base-qwen2_5_vl"),
-        "init": "random",
-        "output": str(tmp_path_factory.mktemp("runs")),
-        "precision": "fp32",
-        "global_batch": 1,
-        "max_steps": 1,
-        "loader_workers": 0,
-        "trackers": [],
-        "placement": {"executor": "inline", "use_gpu": False},
-    }
-    return Path(train(TrainConfig.model_validate(settings), "demo")["folder"])
+    return train_adapter(scenes / "shards", scenes / "base-qwen2_5_vl", tmp_path_factory.mktemp("runs"))
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +102,13 @@ def test_bad_questions(query: Query, error: type[BoxcarError], message: str, pre
     image = query.image.format(scene=next((scenes / "images").iterdir()), text=scenes / "instances.json")
     with pytest.raises(error, match=message):
         list(predictor.ask([replace(query, image=image)]))
+
+
+def test_an_adapter_is_asked_as_it_was_trained(predictor: Predictor) -> None:
+    trained = trained_turns(predictor)
+    assert trained["detect"] > 0
+    assert "refer" not in trained
+    assert usual_task(predictor) == "detect"
 
 
 def test_two_steps(predictor: Predictor, scenes: Path) -> None:

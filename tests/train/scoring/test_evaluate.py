@@ -13,12 +13,11 @@ import torch
 from schemas.adapter import loads
 from schemas.errors import ConfigError, ContractError
 from schemas.evaluation import EvaluateConfig
-from schemas.training import TrainConfig
 from tests import small_sets
+from tests.small_adapter import train_adapter
 from tests.small_sets import copy_demo, demo_config, run
 from train.answering.adapter import Opened, open_adapter
 from train.answering.predict import PredictConfig
-from train.job import train
 from train.scoring.evaluate import ANSWERS_SCHEMA, answer_all, answers_table, evaluate, finished, slice_of
 from train.scoring.score import results_of, score
 from train.scoring.scored import SCORED_SCHEMA
@@ -39,20 +38,7 @@ def scenes(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    settings: dict[str, Any] = {
-        "shards": [str(scenes / "shards")],
-        "base": str(scenes / "base-qwen2_5_vl"),
-        "init": "random",
-        "output": str(tmp_path_factory.mktemp("runs")),
-        "precision": "fp32",
-        "global_batch": 1,
-        "max_steps": 1,
-        "loader_workers": 0,
-        "trackers": [],
-        "placement": {"executor": "inline", "use_gpu": False},
-    }
-    folder: str = train(TrainConfig.model_validate(settings), "demo")["folder"]
-    return folder
+    return str(train_adapter(scenes / "shards", scenes / "base-qwen2_5_vl", tmp_path_factory.mktemp("runs")))
 
 
 def _config(scenes: Path, *shards: str, **changes: Any) -> EvaluateConfig:

@@ -160,6 +160,16 @@ def test_validation_stops_a_run_early_and_patience_survives_a_restart(tmp_path: 
     assert len(second.losses) == 1
 
 
+def test_validation_has_no_dropout_and_training_has_it_again(tmp_path: Path) -> None:
+    trainer, world = trainer_of(Setting(dropout=0.9), tmp_path)
+    trainer.run()  # adapters of zero would drop nothing
+    batch = next(world.validation())
+    first, second = (float(trainer.strategy.evaluate(batch).total) for _ in range(2))
+    assert first == second
+    trained = [float(trainer.strategy.forward_backward(batch, 1.0, last=True).total) for _ in range(2)]
+    assert trained[0] != trained[1]
+
+
 def test_a_rise_is_reported_with_rates_and_samples_and_rolled_back(tmp_path: Path) -> None:
     options = {
         "learning_rate": {"language": 1e-3, "schedule": "constant", "warmup": 0.0},

@@ -44,7 +44,7 @@ def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | N
         stages.append(("audit", lambda: _audit(workflow, name, console)))
     if workflow.train:
         if workflow.evaluate:
-            stages.append(("check", lambda: _check(workflow)))
+            stages.append(("check", lambda: _check(workflow, name)))
         stages.append(("plan", lambda: _plan(workflow, name)))
         stages.append(("train", lambda: _train(workflow, name)))
     if workflow.evaluate:
@@ -127,14 +127,18 @@ def _audited_shards(workflow: Workflow) -> list[Path]:
     return [Path(folder) for folder in (workflow.train.shards if workflow.train else ()) or (workflow.convert.output,)]
 
 
-def _check(workflow: Workflow) -> str | None:
+def _check(workflow: Workflow, name: str) -> str | None:
     """What `evaluate` would refuse after the training, refused before it."""
     from train.index import load_manifest
-    from train.job import resolve
+    from train.job import complete_run, resolve
     from train.scoring.evaluate import require_unseen, ways_to_ask
 
     config = workflow.evaluate
     assert config is not None
+    if config.adapter:
+        return "evaluate.adapter names another training"
+    if complete_run(resolve(workflow), name) is not None:
+        return "trained already"
     trained = {folder: load_manifest(folder) for folder in resolve(workflow).shards}
     contract = next(iter(trained.values())).contract
     for folder in config.shards:

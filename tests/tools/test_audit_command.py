@@ -84,6 +84,16 @@ def test_shards_are_audited_as_well(audited: tuple[Path, dict[str, Any]]) -> Non
     assert "from shards: what conversion left out is not here" in printed.stdout.replace("\n", " ")
 
 
+def test_an_audit_of_shards_counts_as_their_conversion_and_lies_beside_that_of_the_workflow(audited: tuple[Path, dict[str, Any]]) -> None:
+    folder, _ = audited
+    assert boxcar("convert", "set", cwd=folder).returncode == 0
+    of_workflow = (folder / "audits/set/audit.json").read_bytes()
+    assert boxcar("audit", "shards", cwd=folder).returncode == 0
+    assert (folder / "audits/set/audit.json").read_bytes() == of_workflow
+    done = boxcar("diff", folder / "audits/shards-shards", folder / "shards", cwd=folder)
+    assert (done.returncode, done.stdout) == (0, "no difference in contract, counts and tokens\n"), done.stdout
+
+
 def test_a_difference_is_named(audited: tuple[Path, dict[str, Any]], demo: Path, tmp_path: Path) -> None:
     folder, _ = audited
     write_workflow(tmp_path, demo, cutoff_len=256, image_max_pixels=12544)

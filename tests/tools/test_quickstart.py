@@ -5,8 +5,10 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
+from tests.small_sets import demo_config
 from tools.cli import main
 
 SHORT = (
@@ -48,3 +50,24 @@ def test_an_unknown_workflow_is_named(tmp_path: Path, monkeypatch: pytest.Monkey
     found = CliRunner().invoke(main, ["run", "nothing"])
     assert found.exit_code == 2
     assert "no such file" in found.output
+
+
+def test_what_evaluation_would_refuse_is_refused_before_training(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    convert = demo_config(demo, tmp_path / "shards").model_dump(mode="json")
+    place = {"output": str(tmp_path / "runs"), "base": str(demo / "base-qwen2_5_vl"), "init": "random"}
+    flow = {"convert": convert, "train": place, "evaluate": {"shards": [str(tmp_path / "shards")]}}
+    (tmp_path / "workflows.yaml").write_text(yaml.safe_dump({"leaking": flow}))
+    found = CliRunner().invoke(main, ["run", "leaking"])
+    assert found.exit_code == 2
+    assert "images that were trained on" in found.output
+    assert not (tmp_path / "runs").exists(), "nothing was trained"
+
+
+def test_every_command_knows_the_built_in_workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for command in ("convert", "plan", "train", "audit"):
+        found = CliRunner().invoke(main, [command, "quickstart"])
+        assert found.exit_code == 2
+        assert "no workflow" not in found.output
+        assert "data/quickstart" in found.output or "shards/quickstart" in found.output, found.output

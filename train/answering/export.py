@@ -140,8 +140,8 @@ def _merge(found: Path, out: Path, card: AdapterCard, base: str, tokenizer: str)
     except ValueError as error:
         raise ConfigError(str(found / WEIGHTS), found=f"weights that do not merge ({error})", expected="finite weights") from error
     model.save_pretrained(out)
-    for file in out.glob("*.safetensors"):
-        file.chmod(0o644)  # safetensors writes files that nobody else may read, and a server is often another user
+    for file in out.glob("*.safetensors"):  # written for the owner alone, whatever the umask: a server is often another user
+        file.chmod((out / "config.json").stat().st_mode)
     record = BaseRecord(name=card.base.name, config_xxh3_128=config_hash(str(out)))
     return msgspec.structs.replace(card, method="full", base=record)
 

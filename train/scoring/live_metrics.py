@@ -42,9 +42,8 @@ def answering(base: Base, network: Any) -> Iterator[tuple[Base, Any]]:
     if base.packed:
         in_rows(base)
     try:
-        with torch.compiler.set_stance(
-            "force_eager"
-        ):  # decoding grows by a token a pass: compiled layers would be compiled again and again
+        # Decoding grows by a token a pass: compiled layers would be compiled again and again.
+        with torch.compiler.set_stance("force_eager"):
             yield replace(base, packed=False), network
     finally:
         if base.packed:

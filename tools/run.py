@@ -92,16 +92,17 @@ def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
     from importlib.util import find_spec
 
     from tools.auditing.command import audit_with_progress, write_results
+    from tools.auditing.result import RESULT_NAME
     from tools.auditing.run import Request
     from tools.auditing.tables import headline
 
     request = Request()
     folder = request.work / name
-    done = folder / ".fingerprint"
+    done, audit = folder / ".fingerprint", folder / RESULT_NAME
     fingerprint = _audit_fingerprint(workflow)
-    if done.is_file() and done.read_text() == fingerprint:
+    # The result's own hash stands there, too: `boxcar audit` with other options writes to the same place.
+    if done.is_file() and audit.is_file() and done.read_text() == fingerprint + xxhash.xxh3_128_hexdigest(audit.read_bytes()):
         return f"same annotations, same settings: {folder}"
-    done.unlink(missing_ok=True)
     shards = _audited_shards(workflow)
     # Of several sets that are trained on together the shards are audited: the annotations of one are not what an epoch costs.
     result = audit_with_progress(shards, None, request) if len(shards) > 1 else audit_with_progress(name, workflow, request)
@@ -110,7 +111,7 @@ def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
         console.print(Text(f"        {visible(headline(family))}"))
     tables = f"boxcar audit {' '.join(map(str, shards)) if len(shards) > 1 else name}"
     console.print(Text(f"        {f'open {page}' if page else folder}; the tables: {tables}"))
-    done.write_text(fingerprint)
+    done.write_text(fingerprint + xxhash.xxh3_128_hexdigest(audit.read_bytes()))
     return None
 
 

@@ -43,6 +43,10 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "skipped: drawn with these settings" in second.output
     assert "skipped: finished in" in second.output
     assert "skipped: same weights, shards and settings" in second.output
+    Path("audits/quickstart/audit.json").write_text("{}")  # as an audit with other options would
+    third = CliRunner().invoke(main, ["run", "quickstart", *SHORT], catch_exceptions=False)
+    assert third.output.count("skipped: same annotations, same settings") == 5
+    assert json.loads(Path("audits/quickstart/audit.json").read_text())["families"]
 
 
 def test_an_unknown_workflow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,7 +105,7 @@ def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
         return f"same annotations, same settings: {folder}"
     shards = _audited_shards(workflow)
     # Of several sets that are trained on together the shards are audited: the annotations of one are not what an epoch costs.
-    result = audit_with_progress(shards, None, request) if len(shards) > 1 else audit_with_progress(name, workflow, request)
+    result = audit_with_progress(shards if len(shards) > 1 else name, workflow, request)
     page = write_results(result, folder, page=find_spec("plotly") is not None)
     for family in result.families:
         console.print(Text(f"        {visible(headline(family))}"))

@@ -37,6 +37,8 @@ def test_quickstart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(list((tmp_path / "data" / "quickstart" / "new").glob("*-found.png"))) == 3
     assert json.loads(Path("audits/quickstart/audit.json").read_text())["families"][0]["family"] == "qwen3_vl"
     assert "nothing is lost" in first.output
+    steps = {re.search(r"(\d+) steps of 2[ ,.]", first.output)[1], re.search(r"steps +(\d+) +of 2 packs", first.output)[1]}  # type: ignore[index]
+    assert len(steps) == 1, "the audit counts with the workflow's own batch, as the plan does"
     second = CliRunner().invoke(main, ["run", "quickstart", *SHORT], catch_exceptions=False)
     assert second.exit_code == 0, second.output
     assert second.output.count("skipped: same annotations, same settings") == 6, "five conversions and the audit"

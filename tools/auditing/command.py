@@ -80,7 +80,7 @@ def run_audit(
 
 
 def audit_with_progress(target: str | Sequence[Path], workflow: Workflow | None, request: Request) -> AuditResult:
-    """Audit with a bar on stderr. workflow: None where target is folders of shards."""
+    """Audit with a bar on stderr. target: the workflow's name, or folders of shards, which may be those that a workflow trains on."""
     errors = Console(stderr=True)
     with Progress(
         TextColumn("{task.description}", markup=False),
@@ -95,10 +95,10 @@ def audit_with_progress(target: str | Sequence[Path], workflow: Workflow | None,
         def say(what: str, done: int, total: int) -> None:
             progress.update(task, description=what, completed=done, total=total or None)
 
-        if workflow is not None:
-            return audit_workflow(workflow, request, say)
-        assert not isinstance(target, str), "folders, where there is no workflow"
-        return audit_shards(target, request, None, say)
+        if not isinstance(target, str):
+            return audit_shards(target, request, workflow.train if workflow else None, say)
+        assert workflow is not None, "the target is its name"
+        return audit_workflow(workflow, request, say)
 
 
 def write_results(result: AuditResult, folder: Path, *, page: bool) -> str:

@@ -21,22 +21,22 @@ import msgspec
 import numpy as np
 import polars as pl
 
-from pipelines import storage
-from pipelines.embed import embed_images
-from pipelines.encode import EmbeddedImages, Sized
-from pipelines.file_per_image import is_folder
-from pipelines.frame import build_frame
-from pipelines.ray_tasks import run_with_ray
-from pipelines.readers.catalog import find_reader
-from pipelines.rules import References
-from pipelines.shards import open_rows, write_quarantine, write_rows
-from pipelines.unit import UnitConverter, header_reader
-from pipelines.workdir import SOURCE_KEYS, Commit, Run, SavedPlan, WorkDir, settings_of, stamps_of
-from schemas import manifest as manifests
-from schemas.errors import BoxcarError, ConfigError
-from schemas.manifest import Counts, FileEntry, Manifest, Rejections
-from schemas.row import ROW_SCHEMA
-from schemas.workflow import ConvertConfig, SourceConfig
+from boxcar.pipelines import storage
+from boxcar.pipelines.boxes.rules import References
+from boxcar.pipelines.readers.catalog import find_reader
+from boxcar.pipelines.readers.shared.file_per_image import is_folder
+from boxcar.pipelines.rows.encode import EmbeddedImages, Sized
+from boxcar.pipelines.rows.unit import UnitConverter, header_reader
+from boxcar.pipelines.shards.arrow_files import open_rows, write_quarantine, write_rows
+from boxcar.pipelines.shards.embed import embed_images
+from boxcar.pipelines.shards.ray_tasks import run_with_ray
+from boxcar.pipelines.shards.work_folder import SOURCE_KEYS, Commit, Run, SavedPlan, WorkDir, settings_of, stamps_of
+from boxcar.pipelines.tokens.frame import build_frame
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.errors import BoxcarError, ConfigError
+from boxcar.schemas.manifest import Counts, FileEntry, Manifest, Rejections
+from boxcar.schemas.row import ROW_SCHEMA
+from boxcar.schemas.workflow import ConvertConfig, SourceConfig
 
 OnCommit = Callable[[Commit], None]
 

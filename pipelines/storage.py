@@ -16,7 +16,7 @@ import pyarrow.fs as pafs
 import xxhash
 from pyarrow import NativeFile
 
-from schemas.errors import AnnotationError, BoxcarError, ConfigError
+from boxcar.schemas.errors import AnnotationError, BoxcarError, ConfigError
 
 HASH_CHUNK_BYTES = 8 << 20
 UNFINISHED = ".*.tmp"

@@ -13,17 +13,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from pipelines.families.catalog import find_family
-from pipelines.families.family import Family
-from pipelines.images import decode_image
-from pipelines.ragged import offsets_of
-from pipelines.shards import check_file, image_shard_name, open_rows
-from pipelines.workdir import STATE_FOLDER
-from schemas import manifest as manifests
-from schemas.errors import BoxcarError, ImageError, ShardError
-from schemas.manifest import MANIFEST_NAME, FileEntry, Manifest
-from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
-from schemas.task import TASK_NAMES
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.families.family import Family
+from boxcar.pipelines.images.image_file import decode_image
+from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.shards.arrow_files import check_file, image_shard_name, open_rows
+from boxcar.pipelines.shards.work_folder import STATE_FOLDER
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.errors import BoxcarError, ImageError, ShardError
+from boxcar.schemas.manifest import MANIFEST_NAME, FileEntry, Manifest
+from boxcar.schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
+from boxcar.schemas.task import TASK_NAMES
 
 MAX_PROBLEMS_PER_FILE = 20
 OnFile = Callable[[str, int, int], None]

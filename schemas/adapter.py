@@ -7,9 +7,9 @@ fingerprint says which weights the adapter changes.
 import msgspec
 import xxhash
 
-from schemas.contract import FrameContract
-from schemas.errors import ContractError
-from schemas.task import TaskName
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.errors import ContractError
+from boxcar.schemas.task import TaskName
 
 CARD = "boxcar.json"
 FORMAT = "boxcar-adapter"

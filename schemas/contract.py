@@ -5,8 +5,8 @@ Written into the manifest of the shards, copied into the adapter, checked at eve
 
 import msgspec
 
-from schemas.errors import ContractError
-from schemas.row import ROW_SCHEMA_VERSION
+from boxcar.schemas.errors import ContractError
+from boxcar.schemas.row import ROW_SCHEMA_VERSION
 
 
 class FrameContract(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.section import Section
-from schemas.task import TaskName
+from boxcar.schemas.section import Section
+from boxcar.schemas.task import TaskName
 
 ScoreRule = Literal["const", "rank", "logprob"]
 

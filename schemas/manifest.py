@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import xxhash
 
-from schemas.contract import FrameContract
-from schemas.errors import ShardError
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.errors import ShardError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "boxcar-shards"

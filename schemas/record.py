@@ -1,6 +1,6 @@
 """What a reader yields: one annotated sample, before any model family is known.
 
-Boxes stay in the space in which the source wrote them (`BoxSpace`) until the image's size is known from its header; `pipelines.rules`
+Boxes stay in the space in which the source wrote them (`BoxSpace`) until the image's size is known from its header; `pipelines.boxes.rules`
 then turns them into pixels of the upright original image. Nothing here opens an image or knows a tokenizer.
 
 The types are msgspec structs: immutable, compared by value, and several times cheaper to make than dataclasses, which counts at ten

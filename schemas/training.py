@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from schemas.section import Section, Share
-from schemas.task import TaskName
+from boxcar.schemas.section import Section, Share
+from boxcar.schemas.task import TaskName
 
 Part = Literal["language", "merger", "vision"]
 ScheduleKind = Literal["all", "uniform", "progressive", "random_paced", "anti"]

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from schemas.evaluation import EvaluateConfig, ScenesConfig
-from schemas.record import Language
-from schemas.section import Section, Share
-from schemas.training import TrainConfig
+from boxcar.schemas.evaluation import EvaluateConfig, ScenesConfig
+from boxcar.schemas.record import Language
+from boxcar.schemas.section import Section, Share
+from boxcar.schemas.training import TrainConfig
 
 Policy = Literal["keep", "fix", "drop"]
 

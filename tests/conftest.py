@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tools.demo import write_demo
+from boxcar.tools.quickstart.demo import write_demo
 
 # Speed is checked by benchmarks, never by tests: these machines are shared.
 settings.register_profile("boxcar", deadline=None, print_blob=True)

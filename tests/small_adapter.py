@@ -6,13 +6,13 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from pipelines.families.catalog import find_family
-from schemas import manifest as manifests
-from schemas.adapter import CARD, AdapterCard, BaseRecord
-from schemas.training import LoraConfig, TrainConfig
-from train.answering.adapter import WEIGHTS, config_hash
-from train.job import train
-from train.model import attach_lora, open_base
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.adapter import CARD, AdapterCard, BaseRecord
+from boxcar.schemas.training import LoraConfig, TrainConfig
+from boxcar.train.answering.adapter import WEIGHTS, config_hash
+from boxcar.train.job import train
+from boxcar.train.network.model import attach_lora, open_base
 
 
 def train_adapter(shards: Path, base: Path, output: Path, num_steps: int = 1) -> Path:

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import xxhash
 
-from pipelines.ragged import offsets_of
-from schemas.task import TASK_NAMES, TaskName
-from train.index import QUANTILES, PlanIndex
-from train.plan_table import Plan
+from boxcar.pipelines.ragged import offsets_of
+from boxcar.schemas.task import TASK_NAMES, TaskName
+from boxcar.train.planning.index import QUANTILES, PlanIndex
+from boxcar.train.planning.plan_table import Plan
 
 TURN_OPEN = 3
 

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipelines.families.box_text import render
-from pipelines.families.catalog import find_family
-from pipelines.families.family import Family
-from train.answering.parse import parse, to_original_px
-from train.scoring.evaluate import ANSWERS, ANSWERS_SCHEMA, GROUNDING
-from train.scoring.score import score
-from train.scoring.scored import SCORED_SCHEMA
-from train.store import ShardStore
+from boxcar.pipelines.families.box_text import render
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.families.family import Family
+from boxcar.train.answering.parse import parse, to_original_px
+from boxcar.train.data.store import ShardStore
+from boxcar.train.scoring.evaluate import ANSWERS, ANSWERS_SCHEMA, GROUNDING
+from boxcar.train.scoring.score import score
+from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 
 def write_results(folder: Path, shards: Path, *, base: bool = True, logprobs: bool = False, seed: int = 0) -> dict[str, Any]:

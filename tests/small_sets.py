@@ -11,14 +11,14 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from pipelines.convert import OnCommit, Progress, convert
-from pipelines.shards import open_rows
-from pipelines.workdir import STATE_FOLDER, Commit
-from schemas import manifest as manifests
-from schemas.contract import FrameContract
-from schemas.manifest import Manifest
-from schemas.row import ROW_SCHEMA
-from schemas.workflow import ConvertConfig
+from boxcar.pipelines.convert import OnCommit, Progress, convert
+from boxcar.pipelines.shards.arrow_files import open_rows
+from boxcar.pipelines.shards.work_folder import STATE_FOLDER, Commit
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.manifest import Manifest
+from boxcar.schemas.row import ROW_SCHEMA
+from boxcar.schemas.workflow import ConvertConfig
 
 BOXCAR = str(Path(sys.executable).with_name("boxcar"))
 ONLY_DETECT = {name: {"share": 0} for name in ("detect_joint", "refer", "describe", "absent", "caption", "dialogue")}

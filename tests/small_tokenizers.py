@@ -27,11 +27,12 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from pipelines.families.catalog import FAMILIES
-from pipelines.families.chatml import QWEN2_SPECIAL_IDS
-from pipelines.tokens import QWEN_SPLIT
+from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.families.chatml import QWEN2_SPECIAL_IDS
+from boxcar.pipelines.tokens.tokenizer import QWEN_SPLIT
+from tests.places import SHARED
 
-REAL_QWEN = Path(__file__).parents[1].parent / "shared/tokenizers/qwen2_5_vl"
+REAL_QWEN = SHARED / "tokenizers/qwen2_5_vl"
 needs_real_qwen = pytest.mark.skipif(
     not (REAL_QWEN / "tokenizer.json").is_file(), reason="Qwen2.5-VL's published tokenizer is not beside this checkout"
 )
@@ -192,7 +193,7 @@ def _scratch() -> Path:
 
 @cache
 def folder_of(name: str) -> str:
-    """A folder that `pipelines.tokens.load_tokenizer` takes, for any name in this module's table."""
+    """A folder that `pipelines.tokens.tokenizer.load_tokenizer` takes, for any name in this module's table."""
     if name == "qwen2_real":
         return str(REAL_QWEN)
     folder = _scratch() / name

@@ -3,13 +3,13 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipelines.frame import Frame, build_frame
-from pipelines.images import ImageHeader
-from pipelines.unit import HeaderOf, UnitConverter, UnitResult, header_reader
-from schemas.errors import ImageError
-from schemas.record import Box, ImageRef, Record, Region, Rejected
-from schemas.task import TASK_NAMES as TASKS
-from schemas.workflow import ConvertConfig, TaskConfig, TasksConfig
+from boxcar.pipelines.images.image_file import ImageHeader
+from boxcar.pipelines.rows.unit import HeaderOf, UnitConverter, UnitResult, header_reader
+from boxcar.pipelines.tokens.frame import Frame, build_frame
+from boxcar.schemas.errors import ImageError
+from boxcar.schemas.record import Box, ImageRef, Record, Region, Rejected
+from boxcar.schemas.task import TASK_NAMES as TASKS
+from boxcar.schemas.workflow import ConvertConfig, TaskConfig, TasksConfig
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of
 
 EVERY_TASK = TasksConfig(

@@ -1,12 +1,15 @@
-"""The floor plan, from the real imports: python -m tools.floors
+"""The floor plan, from the real imports: python -m tools.floors [--files]
 
     roof         tools/      what people type and look at
     first floor  train/      torch, deepspeed, peft, Ray Train
     ground       pipelines/  no torch
     foundation   schemas/
 
-Fails (exit code 1) on an import that points up or at tests/, on a circle, on a sibling that visits a sibling (reader to reader, family to
-family), on torch below the first floor, and on an `__init__.py` that is not empty. Reads the source, imports nothing.
+Prints each floor's folders in the order in which data flows through them, and what each folder imports; with --files, each file, too.
+
+Fails (exit code 1) on an import that points up or at tests/, on a circle of files or of folders, on a sibling that visits a sibling (reader
+to reader, family to family), on torch below the first floor, on an import that is not by the installed name (`boxcar.train`, not `train`),
+and on an `__init__.py` that is not empty. Reads the source, imports nothing.
 """
 
 import ast
@@ -14,21 +17,29 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+PACKAGE = "boxcar"
+"""What the four floors are installed as."""
 FLOORS = ("schemas", "pipelines", "train", "tools")
 """From the foundation up."""
 SIBLINGS = {
     "pipelines.readers": {"reader", "catalog"},
-    "pipelines.families": {"family", "catalog", "patches", "box_text", "chatml", "visual_expert"},
+    "pipelines.families": {"family", "catalog", "patches", "box_text", "chatml", "visual_expert", "prompts"},
+    "tools.commands": {"options"},
 }
-"""Folders whose rooms do not visit each other, and the rooms in them that all may enter; only the catalog sees them all."""
+"""Folders whose files do not import each other, and the files in them that all may import; only the catalog sees them all."""
 NO_TORCH = ("schemas", "pipelines")
 TORCH = {"torch", "transformers", "peft", "deepspeed", "accelerate"}
-TORCH_DOORS = {"pipelines.tokens": {"transformers"}}
-"""Where a heavy guest may come in, late and only when asked for: transformers converts a sentencepiece tokenizer."""
+TORCH_DOORS = {"pipelines.tokens.tokenizer": {"transformers"}}
+"""Where a heavy package may be imported, late and only when asked for: transformers converts a sentencepiece tokenizer."""
 
 
 def module_name(path: Path, root: Path) -> str:
     return ".".join(path.relative_to(root).with_suffix("").parts)
+
+
+def folder_of(module: str) -> str:
+    """The folder of a floor that a module stands in, such as pipelines.readers; a file directly on a floor is a folder of its own."""
+    return ".".join(module.split(".")[:2])
 
 
 def imports_of(path: Path, name: str) -> Iterator[str]:
@@ -37,23 +48,24 @@ def imports_of(path: Path, name: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            start = name.split(".")[: -node.level] if node.level else []
+            start = [PACKAGE, *name.split(".")[: -node.level]] if node.level else []
             module = ".".join([*start, *([node.module] if node.module else [])])
             yield from (f"{module}.{alias.name}" for alias in node.names)
 
 
 def house(root: Path) -> dict[str, set[str]]:
-    """Module -> the modules it imports: ours by file, others by their first name."""
+    """Module -> the modules it imports: ours by file and without `boxcar.`, others by their first name."""
     files = {module_name(path, root): path for floor in FLOORS for path in sorted((root / floor).rglob("*.py"))}
     arrows: dict[str, set[str]] = {}
     for name, path in files.items():
         found = set()
-        for target in imports_of(path, name):
+        for imported in imports_of(path, name):
+            first, _, target = imported.partition(".")
+            if first != PACKAGE or target.partition(".")[0] not in FLOORS:
+                found.add(first)
+                continue
             parent = target.rpartition(".")[0]
-            if target.partition(".")[0] in FLOORS:
-                found.add(target if target in files else parent if parent in files else target)
-            else:
-                found.add(target.partition(".")[0])
+            found.add(target if target in files else parent if parent in files else target)
         arrows[name] = found - {name}
     return arrows
 
@@ -66,7 +78,9 @@ def problems(root: Path) -> list[str]:
         floor = name.partition(".")[0]
         for target in sorted(targets):
             target_floor = target.partition(".")[0]
-            if target_floor in FLOORS and FLOORS.index(target_floor) > FLOORS.index(floor):
+            if target in FLOORS:
+                found.append(f"{name} imports {target}: write {PACKAGE}.{target}, the name under which it is installed")
+            elif target_floor in FLOORS and FLOORS.index(target_floor) > FLOORS.index(floor):
                 found.append(f"{name} imports {target}: an arrow that points up")
             if target == "tests":
                 found.append(f"{name} imports tests: nobody does")
@@ -74,6 +88,7 @@ def problems(root: Path) -> list[str]:
                 found.append(f"{name} imports {target}: no torch below the first floor")
         found += _visits(name, targets)
     found += [f"a circle: {' -> '.join(circle)}" for circle in circles(arrows)]
+    found += [f"a circle of folders: {' -> '.join(circle)}" for circle in circles(folders(arrows))]
     for floor in FLOORS:
         inits = (path for path in (root / floor).rglob("__init__.py") if path.read_text().strip())
         found += [f"{path.relative_to(root)} is not empty: import a name from the file that owns it" for path in inits]
@@ -81,11 +96,21 @@ def problems(root: Path) -> list[str]:
 
 
 def _visits(name: str, targets: set[str]) -> list[str]:
-    folder, _, room = name.rpartition(".")
-    if folder not in SIBLINGS or room == "catalog":
+    folder, _, file = name.rpartition(".")
+    if folder not in SIBLINGS or file == "catalog":
         return []
     siblings = (target for target in sorted(targets) if target.rpartition(".")[0] == folder)
     return [f"{name} imports {target}: a sibling" for target in siblings if target.rpartition(".")[2] not in SIBLINGS[folder] - {"catalog"}]
+
+
+def folders(arrows: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Folder -> the folders that its files import, packages of others left out."""
+    found: dict[str, set[str]] = {}
+    for name, targets in arrows.items():
+        if not name.endswith("__init__"):
+            own = folder_of(name)
+            found.setdefault(own, set()).update({folder_of(target) for target in targets if target in arrows} - {own})
+    return found
 
 
 def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
@@ -107,15 +132,44 @@ def circles(arrows: dict[str, set[str]]) -> list[list[str]]:
     return found
 
 
+def in_order(arrows: dict[str, set[str]]) -> list[str]:
+    """Names so that each stands after everything that it imports: the order in which data flows."""
+    order: list[str] = []
+
+    def visit(name: str, path: frozenset[str]) -> None:
+        if name not in order and name not in path:
+            for target in sorted(arrows[name] & arrows.keys()):
+                visit(target, path | {name})
+            order.append(name)
+
+    for name in sorted(arrows):
+        visit(name, frozenset())
+    return order
+
+
+def _print_plan(root: Path, *, files: bool) -> None:
+    arrows = {name: targets for name, targets in house(root).items() if not name.endswith("__init__")}
+    by_folder = folders(arrows)
+    order = in_order(by_folder)
+    for floor in reversed(FLOORS):
+        own = [folder for folder in order if folder.partition(".")[0] == floor]
+        print(f"\n{floor}/")
+        for folder in own:
+            inside = [name.removeprefix(f"{folder}.") for name in arrows if folder_of(name) == folder]
+            label = folder.partition(".")[2] + ("" if inside == [folder] else "/")
+            uses = sorted(target.removeprefix(f"{floor}.") for target in by_folder[folder] if floor != "schemas" and target not in FLOORS)
+            uses = [target for target in uses if not target.startswith("schemas.")]
+            print(f"  {label:14} {'' if inside == [folder] else ', '.join(inside)}")
+            if uses:
+                print(f"  {'':14}   <- {', '.join(uses)}")
+            for name in sorted(arrows) if files else ():
+                if folder_of(name) == folder:
+                    print(f"    {name.removeprefix(floor + '.'):34} <- {', '.join(sorted(arrows[name] & arrows.keys())) or '-'}")
+
+
 def main() -> int:
     root = Path(__file__).resolve().parents[1]
-    arrows = house(root)
-    for floor in reversed(FLOORS):
-        rooms = sorted(name for name in arrows if name.partition(".")[0] == floor and not name.endswith("__init__"))
-        print(f"{floor}/  {len(rooms)} rooms")
-        for room in rooms:
-            below = sorted(target for target in arrows[room] if target in arrows)
-            print(f"    {room.removeprefix(floor + '.'):28} <- {', '.join(below) or '-'}")
+    _print_plan(root, files="--files" in sys.argv[1:])
     found = problems(root)
     for line in found:
         print(f"FAULT  {line}", file=sys.stderr)

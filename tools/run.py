@@ -16,12 +16,12 @@ import xxhash
 from rich.console import Console
 from rich.text import Text
 
-from schemas.errors import ConfigError
-from schemas.evaluation import ScenesConfig
-from schemas.manifest import MANIFEST_NAME
-from schemas.workflow import ConvertConfig, Workflow
-from tools.plain import visible
-from tools.workflows import load_any
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.evaluation import ScenesConfig
+from boxcar.schemas.manifest import MANIFEST_NAME
+from boxcar.schemas.workflow import ConvertConfig, Workflow
+from boxcar.tools.plain import visible
+from boxcar.tools.workflows import load_any
 
 Stage = Callable[[], str | None]
 """Does it and returns None, or returns why there was nothing to do."""
@@ -67,7 +67,7 @@ def run_workflow(path: Path, name: str, overrides: Sequence[str], view: Path | N
 
 
 def _scenes(config: ScenesConfig) -> str | None:
-    from tools.quickstart import draw, is_drawn
+    from boxcar.tools.quickstart.scene_files import draw, is_drawn
 
     if is_drawn(config):
         return "drawn with these settings"
@@ -76,7 +76,7 @@ def _scenes(config: ScenesConfig) -> str | None:
 
 
 def _convert(config: ConvertConfig) -> str | None:
-    from tools.progress import convert_with_bar
+    from boxcar.tools.converting.progress import convert_with_bar
 
     manifest, was_complete = convert_with_bar(config)
     if was_complete:
@@ -91,10 +91,10 @@ def _convert(config: ConvertConfig) -> str | None:
 def _audit(workflow: Workflow, name: str, console: Console) -> str | None:
     from importlib.util import find_spec
 
-    from tools.auditing.command import audit_with_progress, write_results
-    from tools.auditing.result import RESULT_NAME
-    from tools.auditing.run import Request
-    from tools.auditing.tables import headline
+    from boxcar.tools.auditing.command import audit_with_progress, write_results
+    from boxcar.tools.auditing.result import RESULT_NAME
+    from boxcar.tools.auditing.run import Request
+    from boxcar.tools.auditing.tables import headline
 
     request = Request()
     folder = request.work / name
@@ -130,9 +130,9 @@ def _audited_shards(workflow: Workflow) -> list[Path]:
 
 def _check(workflow: Workflow, name: str) -> str | None:
     """What `evaluate` would refuse after the training, refused before it."""
-    from train.index import load_manifest
-    from train.job import complete_run, resolve
-    from train.scoring.evaluate import require_unseen, ways_to_ask
+    from boxcar.train.job import complete_run, resolve
+    from boxcar.train.planning.index import load_manifest
+    from boxcar.train.scoring.evaluate import require_unseen, ways_to_ask
 
     config = workflow.evaluate
     assert config is not None
@@ -150,16 +150,16 @@ def _check(workflow: Workflow, name: str) -> str | None:
 
 
 def _plan(workflow: Workflow, name: str) -> str | None:
-    from tools.plan_report import report
+    from boxcar.tools.training.plan_report import report
 
     report(workflow, name, 0, as_json=False, plot=None)
     return None
 
 
 def _train(workflow: Workflow, name: str) -> str | None:
-    from tools.training import train_with_progress
-    from train.job import complete_run, resolve, run_uri
-    from train.run_folder import RUN, RunFolder
+    from boxcar.tools.training.train import train_with_progress
+    from boxcar.train.job import complete_run, resolve, run_uri
+    from boxcar.train.running.run_folder import RUN, RunFolder
 
     config = resolve(workflow)
     if state := complete_run(config, name):
@@ -169,7 +169,7 @@ def _train(workflow: Workflow, name: str) -> str | None:
 
 
 def _evaluate(workflow: Workflow, name: str, console: Console) -> str | None:
-    from tools.evaluate import adapter_of, measure, print_results
+    from boxcar.tools.measuring.evaluate import adapter_of, measure, print_results
 
     assert workflow.evaluate is not None
     results, known = measure(workflow.evaluate, adapter_of(workflow, name))
@@ -178,10 +178,10 @@ def _evaluate(workflow: Workflow, name: str, console: Console) -> str | None:
 
 
 def _predict(workflow: Workflow, name: str, console: Console) -> str | None:
-    from tools.evaluate import adapter_of
-    from tools.predict import predict_and_draw
-    from tools.quickstart import new_images
-    from train.answering.predict_job import PredictSpec
+    from boxcar.tools.measuring.evaluate import adapter_of
+    from boxcar.tools.measuring.predict import predict_and_draw
+    from boxcar.tools.quickstart.scene_files import new_images
+    from boxcar.train.answering.predict_job import PredictSpec
 
     assert workflow.scenes is not None
     assert workflow.evaluate is not None
@@ -192,8 +192,8 @@ def _predict(workflow: Workflow, name: str, console: Console) -> str | None:
 
 
 def _page(workflow: Workflow, name: str, view: Path | None, console: Console) -> str | None:
-    from tools.evaluate import adapter_of, measure
-    from tools.view import write_page
+    from boxcar.tools.measuring.evaluate import adapter_of, measure
+    from boxcar.tools.pages.view import write_page
 
     assert workflow.evaluate is not None
     results, known = measure(workflow.evaluate, adapter_of(workflow, name))

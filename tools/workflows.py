@@ -9,11 +9,11 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from schemas.errors import ConfigError
-from schemas.workflow import Workflow
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.workflow import Workflow
 
 DEFAULT_FILE = "workflows.yaml"
-BUILT_IN = Path(__file__).with_name("quickstart.yaml")
+BUILT_IN = Path(__file__).with_name("quickstart") / "quickstart.yaml"
 """Workflows that are there where the user's file has none of their name."""
 
 

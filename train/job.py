@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,21 +22,22 @@ import msgspec
 import torch
 import xxhash
 
-from pipelines import storage
-from schemas import errors
-from schemas.adapter import CARD
-from schemas.errors import BoxcarError, ConfigError, StorageError, TrainingError
-from schemas.task import TASK_NAMES, TaskName
-from schemas.training import PlanConfig, TrainConfig
-from schemas.workflow import Workflow
-from train.index import PlanIndex, read_index
-from train.nodes import require_alike, survey
-from train.plan import plan_epoch
-from train.plan_table import Plan, write_plan
-from train.run_folder import ADAPTER, METRICS, RUN, RunFolder, require_new_or_same
-from train.sessions import LocalSession
-from train.stream import LoaderLost
-from train.worker import RunSpec, versions, work
+from boxcar.pipelines import storage
+from boxcar.pipelines.cluster import connected
+from boxcar.schemas import errors
+from boxcar.schemas.adapter import CARD
+from boxcar.schemas.errors import BoxcarError, ConfigError, StorageError, TrainingError
+from boxcar.schemas.task import TASK_NAMES, TaskName
+from boxcar.schemas.training import PlanConfig, TrainConfig
+from boxcar.schemas.workflow import Workflow
+from boxcar.train.data.stream import LoaderLost
+from boxcar.train.planning.index import PlanIndex, read_index
+from boxcar.train.planning.plan import plan_epoch
+from boxcar.train.planning.plan_table import Plan, write_plan
+from boxcar.train.running.nodes import require_alike, survey
+from boxcar.train.running.run_folder import ADAPTER, METRICS, RUN, RunFolder, require_new_or_same
+from boxcar.train.running.sessions import LocalSession
+from boxcar.train.worker import RunSpec, versions, work
 
 FAILURE = "failure.json"
 _NOT_CONTENT = {
@@ -229,7 +229,7 @@ class _RaySession:
         self._known_to_go: list[str] = []
 
     def publish(self, folder: Path | None, step: int, metrics: dict[str, Any]) -> None:
-        from train.run_folder import checkpoint_name  # noqa: PLC0415
+        from boxcar.train.running.run_folder import checkpoint_name  # noqa: PLC0415
 
         found = None if folder is None else self._train.Checkpoint.from_directory(str(folder))
         self._train.report({**metrics, "step": step}, checkpoint=found, checkpoint_dir_name=checkpoint_name(step))
@@ -345,7 +345,7 @@ def _lost(error: Exception, folder: RunFolder) -> TrainingError:
 
 
 def _last_state(folder: RunFolder) -> dict[str, Any]:
-    from train.trackers import read_events  # noqa: PLC0415
+    from boxcar.train.running.trackers import read_events  # noqa: PLC0415
 
     finished = [event for event in read_events(folder.read(METRICS) or b"") if event["event"] == "finished"]
     return {key: value for key, value in finished[-1].items() if key in ("step", "tokens", "complete")} if finished else {}
@@ -363,42 +363,6 @@ def _require_room(config: TrainConfig, use_gpu: bool, have: dict[str, float]) ->
                 expected=f"at most the {have.get(resource, 0):g} that the cluster has",
                 fix="Lower num_workers or cpus_per_worker, or start more nodes.",
             )
-
-
-@contextmanager
-def connected() -> Iterator[dict[str, float]]:
-    """Ray for the time of the block: the cluster that the environment names, else one on this machine. Gives its resources.
-
-    Raises ConfigError where no cluster answers.
-    """
-    import ray  # noqa: PLC0415
-
-    started_here = not ray.is_initialized()
-    if started_here:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        dashboard = False if address == "local" else None
-        try:
-            _require_listener(address)
-            ray.init(address=address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
-        except OSError as error:
-            raise ConfigError(
-                "RAY_ADDRESS",
-                found=f"{address}, where no cluster answers ({error})",
-                expected="the address of a running one, or nothing",
-                fix="`ray start --head` prints it; a cluster that wants a token needs RAY_AUTH_MODE=token here, too.",
-            ) from error
-    try:
-        yield ray.cluster_resources()
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _require_listener(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT: Ray itself would try for many minutes. Other addresses (auto, local) Ray finds."""
-    host, _, port = address.rpartition(":")
-    if "://" not in address and host and port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 # ---- events while it runs

@@ -19,29 +19,39 @@ import torch
 from safetensors.torch import save_file
 from torch import distributed
 
-from pipelines.families.catalog import find_family
-from pipelines.frame import Frame, frame_of
-from schemas.adapter import AdapterCard, BaseRecord
-from schemas.errors import ConfigError, TrainingError
-from schemas.task import TaskName
-from schemas.training import Part, TrainConfig
-from train import checkpoint, flops
-from train.answering.adapter import Opened, config_hash
-from train.attention import SEGMENTS
-from train.checkpoint import Snapshot, TrainState
-from train.collate import MicroBatch
-from train.loop import Step, Trainer
-from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, part_of, recompute_activations, unfreeze
-from train.objective import Objective
-from train.plan_table import read_plan
-from train.run_folder import ADAPTER, RunFolder, checkpoint_name
-from train.scoring.live_metrics import answering, measure_live
-from train.sessions import Session
-from train.store import ShardStore
-from train.strategy import PlainStrategy, Strategy
-from train.stream import StreamConfig, stream
-from train.trackers import Tracker, open_trackers
-from train.zero import ZeroStrategy
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.tokens.frame import Frame, frame_of
+from boxcar.schemas.adapter import AdapterCard, BaseRecord
+from boxcar.schemas.errors import ConfigError, TrainingError
+from boxcar.schemas.task import TaskName
+from boxcar.schemas.training import Part, TrainConfig
+from boxcar.train.answering.adapter import Opened, config_hash
+from boxcar.train.data.collate import MicroBatch
+from boxcar.train.data.store import ShardStore
+from boxcar.train.data.stream import StreamConfig, stream
+from boxcar.train.network import flops
+from boxcar.train.network.attention import SEGMENTS
+from boxcar.train.network.model import (
+    Base,
+    attach_lora,
+    compile_layers,
+    open_base,
+    parameter_groups,
+    part_of,
+    recompute_activations,
+    unfreeze,
+)
+from boxcar.train.network.objective import Objective
+from boxcar.train.planning.plan_table import read_plan
+from boxcar.train.running import checkpoint
+from boxcar.train.running.checkpoint import Snapshot, TrainState
+from boxcar.train.running.loop import Step, Trainer
+from boxcar.train.running.run_folder import ADAPTER, RunFolder, checkpoint_name
+from boxcar.train.running.sessions import Session
+from boxcar.train.running.strategy import PlainStrategy, Strategy
+from boxcar.train.running.trackers import Tracker, open_trackers
+from boxcar.train.running.zero import ZeroStrategy
+from boxcar.train.scoring.live_metrics import answering, measure_live
 
 
 @dataclass(frozen=True)
@@ -369,7 +379,7 @@ class _Worker:
 
 
 def _stage(config: TrainConfig) -> int:
-    from train.zero import deepspeed_config  # noqa: PLC0415
+    from boxcar.train.running.zero import deepspeed_config  # noqa: PLC0415
 
     assert config.deepspeed is not None, "asked only where there is such a section"
     settings = deepspeed_config(config.deepspeed, max_grad_norm=config.max_grad_norm, bf16=config.precision == "bf16", world_size=1)

@@ -5,7 +5,7 @@ A text with n boxes is n+1 *gaps* with the boxes' numbers between them:
     gap  x0 , y0 , x1 , y1  gap  x0 , y0 , x1 , y1  gap
 
 so that ids can be composed from cached pieces: a gap is tokenized once per label, a number once per value, and the borders between gaps
-and digits are borders of every family's tokenizer (`pipelines.tokens` checks that). The same gaps render the text for people.
+and digits are borders of every family's tokenizer (`pipelines.tokens.tokenizer` checks that). The same gaps render the text for people.
 """
 
 import json
@@ -334,7 +334,7 @@ class BracketBoxText:
 
 
 def render(gaps: Sequence[str], values: Sequence[Sequence[int]], box_text: BoxText) -> str:
-    """The text of gaps (n + 1) and boxes (n, 4) in model units: the slow, obvious form of what `pipelines.compose` does in columns."""
+    """The text of gaps (n + 1) and boxes (n, 4) in model units: what `pipelines.tokens.compose` does in columns, for one text."""
     first, second, third = box_text.separators
     pieces = [gaps[0]]
     for box, gap in zip(values, gaps[1:], strict=True):

@@ -1,8 +1,8 @@
 """The families by name: the one place that sees them all."""
 
-from pipelines.families import cogvlm, cogvlm2, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
-from pipelines.families.family import Family
-from schemas.errors import ConfigError
+from boxcar.pipelines.families import cogvlm, cogvlm2, qwen2_5_vl, qwen2_vl, qwen3_vl, qwen_vl
+from boxcar.pipelines.families.family import Family
+from boxcar.schemas.errors import ConfigError
 
 FAMILIES: dict[str, Family] = {
     "qwen2_vl": qwen2_vl.FAMILY,

@@ -5,7 +5,7 @@ r"""ChatML, as the Qwen families write it.
 
 from collections.abc import Callable
 
-from pipelines.families.family import ChatTemplate, Network
+from boxcar.pipelines.families.family import ChatTemplate, Network
 
 TURN_OPEN = "<|im_start|>user\n"
 ANSWER_OPEN = "<|im_end|>\n<|im_start|>assistant\n"

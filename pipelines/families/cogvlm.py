@@ -16,11 +16,11 @@ Checked against zai-org/CogVLM utils/utils (vision.py, template.py, grounding_pa
 cogvlm-chat-hf (build_conversation_input_ids, build_position_ids). The tokenizer is that of lmsys/vicuna-7b-v1.5.
 """
 
-from pipelines import prompts
-from pipelines.families.box_text import BracketBoxText, ThousandthGrid
-from pipelines.families.family import ChatTemplate, Family
-from pipelines.families.patches import SquareResize
-from pipelines.families.visual_expert import NETWORK
+from boxcar.pipelines.families import prompts
+from boxcar.pipelines.families.box_text import BracketBoxText, ThousandthGrid
+from boxcar.pipelines.families.family import ChatTemplate, Family
+from boxcar.pipelines.families.patches import SquareResize
+from boxcar.pipelines.families.visual_expert import NETWORK
 
 # The published code fills the image's places with pad_token_id, which is <unk> in the Vicuna tokenizer.
 _IMAGE_TOKEN = "<unk>"

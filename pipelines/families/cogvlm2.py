@@ -12,11 +12,11 @@ No grounding checkpoint exists (maintainers, zai-org/CogVLM2#130, #45).
 Checked against modeling_cogvlm.py of cogvlm2-llama3-chat-19B; the tokenizer is Llama-3's.
 """
 
-from pipelines import prompts
-from pipelines.families.box_text import BracketBoxText, ThousandthGrid
-from pipelines.families.family import ChatTemplate, Family
-from pipelines.families.patches import SquareResize
-from pipelines.families.visual_expert import NETWORK
+from boxcar.pipelines.families import prompts
+from boxcar.pipelines.families.box_text import BracketBoxText, ThousandthGrid
+from boxcar.pipelines.families.family import ChatTemplate, Family
+from boxcar.pipelines.families.patches import SquareResize
+from boxcar.pipelines.families.visual_expert import NETWORK
 
 # The published code fills the image's places with the literal 128002.
 _IMAGE_TOKEN = "<|reserved_special_token_0|>"

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.families.box_text import BoxText, CoordinateGrid
-from pipelines.families.patches import ResizeRule
-from schemas.record import Language
-from schemas.task import TaskName
-from schemas.training import Part
+from boxcar.pipelines.families.box_text import BoxText, CoordinateGrid
+from boxcar.pipelines.families.patches import ResizeRule
+from boxcar.schemas.record import Language
+from boxcar.schemas.task import TaskName
+from boxcar.schemas.training import Part
 
 PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
 """Questions by task and language. `{label}` is the label, phrase or list of labels; `{box}` the place of a box (describe)."""

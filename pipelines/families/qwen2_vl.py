@@ -11,11 +11,11 @@
 Checked against transformers 5.23.0 (qwen2_vl) and QwenLM/Qwen3-VL cookbooks/process_bbox.ipynb, convert_to_qwen2vl_format.
 """
 
-from pipelines import prompts
-from pipelines.families.box_text import TaggedBoxText, ThousandthGrid
-from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
-from pipelines.families.family import Family
-from pipelines.families.patches import PixelLimits, SmartResize
+from boxcar.pipelines.families import prompts
+from boxcar.pipelines.families.box_text import TaggedBoxText, ThousandthGrid
+from boxcar.pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
+from boxcar.pipelines.families.family import Family
+from boxcar.pipelines.families.patches import PixelLimits, SmartResize
 
 _TAGS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 

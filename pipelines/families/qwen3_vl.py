@@ -12,11 +12,11 @@
 Checked against transformers 5.23.0 (qwen3_vl) and the maintainers' answers in QwenLM/Qwen3-VL#1486, #1623, #2008.
 """
 
-from pipelines import prompts
-from pipelines.families.box_text import EMPTY_JSON_LIST, JsonBoxText, ThousandthGrid
-from pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
-from pipelines.families.family import Family
-from pipelines.families.patches import PixelLimits, SmartResize
+from boxcar.pipelines.families import prompts
+from boxcar.pipelines.families.box_text import EMPTY_JSON_LIST, JsonBoxText, ThousandthGrid
+from boxcar.pipelines.families.chatml import QWEN2_SPECIAL_IDS, QWEN2_SPECIALS, chatml, qwen2_network, qwen2_vision
+from boxcar.pipelines.families.family import Family
+from boxcar.pipelines.families.patches import PixelLimits, SmartResize
 
 FAMILY = Family(
     name="qwen3_vl",

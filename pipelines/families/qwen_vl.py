@@ -13,11 +13,11 @@ No published code fixes the rounding; floor satisfies [0, 1000) and is within 1 
 Checked against QwenLM/Qwen-VL tokenization_qwen.py (specials from 151851), finetune.py and README.
 """
 
-from pipelines import prompts
-from pipelines.families.box_text import TaggedBoxText, ThousandthGrid
-from pipelines.families.chatml import chatml
-from pipelines.families.family import Family, Network
-from pipelines.families.patches import SquareResize
+from boxcar.pipelines.families import prompts
+from boxcar.pipelines.families.box_text import TaggedBoxText, ThousandthGrid
+from boxcar.pipelines.families.chatml import chatml
+from boxcar.pipelines.families.family import Family, Network
+from boxcar.pipelines.families.patches import SquareResize
 
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
 

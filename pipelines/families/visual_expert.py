@@ -1,6 +1,6 @@
 """The network that CogVLM v1 and CogVLM2 share: a language model whose layers have a second set of weights for image tokens."""
 
-from pipelines.families.family import Network
+from boxcar.pipelines.families.family import Network
 
 NETWORK = Network(
     model_type="cogvlm",

@@ -1,20 +1,20 @@
 """The annotation formats by name: the one place that sees them all."""
 
-from pipelines.readers.coco import CocoReader
-from pipelines.readers.coco_captions import CocoCaptionsReader
-from pipelines.readers.cogvlm_text import CogvlmTextReader
-from pipelines.readers.grefcoco import GrefcocoReader
-from pipelines.readers.jsonl import JsonlReader
-from pipelines.readers.labelme import LabelmeReader
-from pipelines.readers.lvis import LvisReader
-from pipelines.readers.qwen_vl_chat import QwenVlChatReader
-from pipelines.readers.reader import Reader
-from pipelines.readers.refcoco import RefcocoReader
-from pipelines.readers.sharegpt import ShareGptReader
-from pipelines.readers.swift import SwiftReader
-from pipelines.readers.voc import VocReader
-from pipelines.readers.yolo import YoloReader
-from schemas.errors import ConfigError
+from boxcar.pipelines.readers.coco import CocoReader
+from boxcar.pipelines.readers.coco_captions import CocoCaptionsReader
+from boxcar.pipelines.readers.cogvlm_text import CogvlmTextReader
+from boxcar.pipelines.readers.grefcoco import GrefcocoReader
+from boxcar.pipelines.readers.jsonl import JsonlReader
+from boxcar.pipelines.readers.labelme import LabelmeReader
+from boxcar.pipelines.readers.lvis import LvisReader
+from boxcar.pipelines.readers.qwen_vl_chat import QwenVlChatReader
+from boxcar.pipelines.readers.reader import Reader
+from boxcar.pipelines.readers.refcoco import RefcocoReader
+from boxcar.pipelines.readers.sharegpt import ShareGptReader
+from boxcar.pipelines.readers.swift import SwiftReader
+from boxcar.pipelines.readers.voc import VocReader
+from boxcar.pipelines.readers.yolo import YoloReader
+from boxcar.schemas.errors import ConfigError
 
 READERS: dict[str, Reader] = {
     "coco": CocoReader(),

@@ -14,17 +14,26 @@ lack width, height, segmentation, area or ids (optional) · an annotation of an 
 that cannot be read (rejected alone; its label counts neither as complete nor as absent in its image; where not even the image can be
 read, nothing is taken as absent in the whole file) · duplicate image ids (the first stays) · one category id with two names (an error:
 nobody knows which is meant) · NaN, which Python's json writes (read; a later rule drops the box) · files of many gigabytes
-(`pipelines.coco_index`).
+(`pipelines.readers.shared.coco_index`).
 """
 
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.coco_rows import broken_labels, image_ref, images_of, plan_index, read_index, refused_image, regions_of, unknown_categories
-from pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
-from schemas.record import Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.coco_rows import (
+    broken_labels,
+    image_ref,
+    images_of,
+    plan_index,
+    read_index,
+    refused_image,
+    regions_of,
+    unknown_categories,
+)
+from boxcar.schemas.record import Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 
 class CocoReader:

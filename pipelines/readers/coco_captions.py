@@ -11,10 +11,10 @@ Traps: see `coco.py`. An image without a caption gives no turn and is rejected a
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.coco_rows import image_ref, images_of, plan_index, read_index, refused_image
-from pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
-from schemas.record import Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.coco_rows import image_ref, images_of, plan_index, read_index, refused_image
+from boxcar.schemas.record import Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 
 class CocoCaptionsReader:

@@ -29,7 +29,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.marked_text import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.marked_text import (
     BOX_OUT_OF_RANGE,
     MALFORMED_BOX,
     Marks,
@@ -43,9 +44,8 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from schemas.record import PER_MILLE, Part, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.schemas.record import PER_MILLE, Part, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 MISSING_TEXT = "missing_text"
 BOX_NOT_XYXY = "box_not_xyxy"

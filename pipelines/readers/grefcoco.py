@@ -23,12 +23,12 @@ Checked against henghuiding/gRefCOCO, mdetr/scripts/fine-tuning/grefexp_coco_for
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.coco_index import Id
-from pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
-from pipelines.referring import plan_refs, read_refs_unit
-from pipelines.refs_file import RefRow, Refused
-from schemas.record import Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.coco_index import Id
+from boxcar.pipelines.readers.shared.referring import plan_refs, read_refs_unit
+from boxcar.pipelines.readers.shared.refs_file import RefRow, Refused
+from boxcar.schemas.record import Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 NO_TARGET = (-1, "-1")
 

@@ -35,7 +35,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from pipelines.marked_text import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.marked_text import (
     BAD_IMAGE_PATH,
     BOX_SPACE_KEYS,
     MALFORMED_BOX,
@@ -49,9 +50,8 @@ from pipelines.marked_text import (
     space_of_kind,
     split_text,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from schemas.record import Box, BoxMark, BoxSpaceKind, DialogueTurn, ImageRef, Part, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.schemas.record import Box, BoxMark, BoxSpaceKind, DialogueTurn, ImageRef, Part, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 UNKNOWN_IMAGE = "unknown_image"
 UNKNOWN_REGION = "unknown_region"

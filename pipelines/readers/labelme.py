@@ -39,7 +39,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.file_per_image import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.file_per_image import (
     UTF8_BOM,
     ListedFile,
     list_annotations,
@@ -49,10 +50,9 @@ from pipelines.file_per_image import (
     relative_path,
     write_listing,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from pipelines.storage import is_uri, join
-from schemas.record import Box, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.storage import is_uri, join
+from boxcar.schemas.record import Box, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 _FIX = (
     "LabelMe JSON is one .json file per image. XML files are the old LabelMe's format (datumaro's `label_me`) or Pascal VOC: "

@@ -14,10 +14,19 @@ is the folder above them. Other traps: see `coco.py`.
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines.coco_rows import broken_labels, image_ref, images_of, plan_index, read_index, refused_image, regions_of, unknown_categories
-from pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
-from schemas.record import Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.coco_rows import (
+    broken_labels,
+    image_ref,
+    images_of,
+    plan_index,
+    read_index,
+    refused_image,
+    regions_of,
+    unknown_categories,
+)
+from boxcar.schemas.record import Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 
 class LvisReader:

@@ -30,7 +30,8 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines.marked_text import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.marked_text import (
     CONVERSATION_KEYS,
     Marks,
     Message,
@@ -42,9 +43,8 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from schemas.record import PER_MILLE, Part, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.schemas.record import PER_MILLE, Part, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 PICTURE_NUMBER = "picture_number"
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from schemas.record import Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.schemas.record import Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 COMMON_KEYS = frozenset({"reader", "annotations", "images", "split", "source", "language"})
 """The keys of SourceConfig that every format uses."""

@@ -11,8 +11,8 @@
 | vocabulary  | open: other objects of a label may stand among the referred ones         | not_exhaustive: every label            |
 
 Traps, and what is done:
-- pickle can run anything. This one holds plain data or is refused, naming what it asked for (`pipelines.refs_file`). The published files
-  are of Python 2: their strings are bytes (UTF-8, else Latin-1).
+- pickle can run anything. This one holds plain data or is refused, naming what it asked for (`refs_file`). The published files are of
+  Python 2: their strings are bytes (UTF-8, else Latin-1).
 - the refs' own file_name ends in the annotation's number (COCO_train2014_000000581857_16.jpg), and no such image exists: the name is taken
   from instances.json, by image_id.
 - a phrase that two refs of one image use for two objects: nobody can answer it, so it is taken off both (ambiguous_phrase, counted). Case
@@ -30,13 +30,13 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from pipelines.coco_index import Id
-from pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
-from pipelines.referring import plan_refs, read_refs_unit
-from pipelines.refs_file import RefRow
-from schemas.errors import AnnotationError
-from schemas.record import Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.coco_index import Id
+from boxcar.pipelines.readers.shared.referring import plan_refs, read_refs_unit
+from boxcar.pipelines.readers.shared.refs_file import RefRow
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 
 class _Ref(RefRow):

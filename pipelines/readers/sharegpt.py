@@ -5,7 +5,7 @@
     system prompt   a first message of role system, else the column `system`           system; "" is as good as none, as in LLaMA-Factory
     images          `images` (list or one path), or LLaVA's `image`                    images, in order; relative to the workflow's `images`
     place           `<image>`, one for each image, in questions                        ImageMark
-    boxes           in the text, in any form of `pipelines.marked_text`                BoxMark, in the workflow's `box_space`
+    boxes           in the text, in any form of `pipelines.readers.shared.marked_text`                BoxMark, in the workflow's `box_space`
     id              `id`; without it a hash of the row                                 record_id
 
 Other columns are ignored, as LLaMA-Factory does. Checked against its data/converter.py @f816ae4 and data/README.md.
@@ -30,7 +30,8 @@ from typing import Any
 
 import msgspec
 
-from pipelines.marked_text import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.marked_text import (
     BOX_SPACE_KEYS,
     CONVERSATION_KEYS,
     UNSUPPORTED_MEDIA,
@@ -46,9 +47,8 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from schemas.record import PIXELS, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.schemas.record import PIXELS, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 UNSUPPORTED_TOOLS = "unsupported_tools"
 

@@ -35,7 +35,8 @@ from typing import Any
 
 import msgspec
 
-from pipelines.marked_text import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.marked_text import (
     BOX_OUT_OF_RANGE,
     BOX_SPACE_KEYS,
     CONVERSATION_KEYS,
@@ -56,9 +57,8 @@ from pipelines.marked_text import (
     read_rows,
     split_text,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from schemas.record import PIXELS, RELATIVE, Box, BoxMark, Part, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.schemas.record import PIXELS, RELATIVE, Box, BoxMark, Part, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 BOX_COUNT_MISMATCH = "box_count_mismatch"
 REF_COUNT_MISMATCH = "ref_count_mismatch"

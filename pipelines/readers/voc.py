@@ -37,7 +37,8 @@ from xml.etree import ElementTree
 
 import msgspec
 
-from pipelines.file_per_image import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.file_per_image import (
     ListedFile,
     image_stem,
     is_folder,
@@ -50,11 +51,10 @@ from pipelines.file_per_image import (
     relative_path,
     write_listing,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from pipelines.storage import join, list_files, read_bytes
-from schemas.errors import AnnotationError
-from schemas.record import Box, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.storage import join, list_files, read_bytes
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import Box, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 # Multi-byte encodings that keep ASCII bytes as they are (so `<!ENTITY` cannot hide in them), and the superset to decode them with.
 _MULTI_BYTE = {

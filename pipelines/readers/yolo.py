@@ -35,7 +35,8 @@ from typing import Any, NamedTuple
 import msgspec
 import yaml
 
-from pipelines.file_per_image import (
+from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
+from boxcar.pipelines.readers.shared.file_per_image import (
     UTF8_BOM,
     ListedFile,
     image_stem,
@@ -49,11 +50,10 @@ from pipelines.file_per_image import (
     relative_path,
     write_listing,
 )
-from pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
-from pipelines.storage import join, read_bytes
-from schemas.errors import AnnotationError
-from schemas.record import RELATIVE, Box, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.storage import join, read_bytes
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import RELATIVE, Box, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 _YAML = (".yaml", ".yml")
 _SPLITS = ("train", "val", "valid", "test", "minival")

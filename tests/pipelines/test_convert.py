@@ -19,15 +19,15 @@ import msgspec
 import pytest
 from PIL import Image
 
-from pipelines import convert as conversion
-from pipelines.convert import Progress, convert
-from pipelines.images import encode_png, load_image, resize_image
-from pipelines.verify import verify_folder
-from pipelines.workdir import STATE_FOLDER, Commit, WorkDir
-from schemas import manifest as manifests
-from schemas.errors import AnnotationError, BoxcarError, ConfigError, TokenizerError
-from schemas.record import Rejected
-from schemas.workflow import ConvertConfig
+from boxcar.pipelines import convert as conversion
+from boxcar.pipelines.convert import Progress, convert
+from boxcar.pipelines.images.image_file import encode_png, load_image, resize_image
+from boxcar.pipelines.shards.work_folder import STATE_FOLDER, Commit, WorkDir
+from boxcar.pipelines.verify import verify_folder
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.errors import AnnotationError, BoxcarError, ConfigError, TokenizerError
+from boxcar.schemas.record import Rejected
+from boxcar.schemas.workflow import ConvertConfig
 from tests.small_sets import (
     BOXCAR,
     ONLY_DETECT,

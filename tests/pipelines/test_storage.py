@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import xxhash
 
-from pipelines import storage
-from schemas.errors import AnnotationError, BoxcarError
+from boxcar.pipelines import storage
+from boxcar.schemas.errors import AnnotationError, BoxcarError
 
 NAMES = [
     pytest.param("plain.json", id="plain"),

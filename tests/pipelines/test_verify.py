@@ -12,12 +12,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from pipelines.shards import write_rows
-from pipelines.verify import MAX_PROBLEMS_PER_FILE, verify_folder
-from pipelines.workdir import STATE_FOLDER
-from schemas import manifest as manifests
-from schemas.manifest import MANIFEST_NAME, Finding, Manifest, Rejections
-from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
+from boxcar.pipelines.shards.arrow_files import write_rows
+from boxcar.pipelines.shards.work_folder import STATE_FOLDER
+from boxcar.pipelines.verify import MAX_PROBLEMS_PER_FILE, verify_folder
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.manifest import MANIFEST_NAME, Finding, Manifest, Rejections
+from boxcar.schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
 from tests.small_sets import config, contents, copy_demo, demo_config, read_rows, read_table, rewrite_manifest, run, write_coco
 
 NUM_FLIPS = 300

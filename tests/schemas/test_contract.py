@@ -5,8 +5,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from schemas.contract import FrameContract
-from schemas.errors import ContractError
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.errors import ContractError
 from tests.small_sets import CONTRACT
 
 FIELDS = [name for name in FrameContract.__struct_fields__ if name != "tokenizer"]

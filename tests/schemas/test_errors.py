@@ -5,8 +5,8 @@ import pickle
 
 import pytest
 
-from schemas import errors
-from schemas.errors import BoxcarError, ImageError
+from boxcar.schemas import errors
+from boxcar.schemas.errors import BoxcarError, ImageError
 
 PLAIN = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, BoxcarError) and kind is not ImageError]
 EXAMPLES = [kind("a.json, annotation 4131", found="3 numbers", expected="[x, y, w, h]", fix="Fix it.") for kind in PLAIN]

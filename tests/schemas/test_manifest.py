@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.errors import ShardError
-from schemas.manifest import MANIFEST_NAME, BlockHash, Counts, FileEntry, Finding, Manifest, Rejections, dump, load
+from boxcar.schemas.errors import ShardError
+from boxcar.schemas.manifest import MANIFEST_NAME, BlockHash, Counts, FileEntry, Finding, Manifest, Rejections, dump, load
 from tests.small_sets import CONTRACT
 
 COUNTS = Counts(

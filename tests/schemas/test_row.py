@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pyarrow as pa
 import pytest
 
-from schemas.row import BOX, IMAGE, IMAGE_SHARD_SCHEMA, ROW_SCHEMA, ROW_SCHEMA_VERSION, TURN
+from boxcar.schemas.row import BOX, IMAGE, IMAGE_SHARD_SCHEMA, ROW_SCHEMA, ROW_SCHEMA_VERSION, TURN
 
 SCHEMAS = [pytest.param(ROW_SCHEMA, id="rows"), pytest.param(IMAGE_SHARD_SCHEMA, id="images")]
 NULLABLE = {"images.item.path", "images.item.shard", "images.item.shard_row"}

@@ -13,16 +13,16 @@ import yaml
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from pipelines.families.catalog import FAMILIES, find_family
-from pipelines.readers.catalog import READERS
-from schemas import manifest as manifests
-from schemas.errors import ConfigError
-from schemas.workflow import Workflow
+from boxcar.pipelines.families.catalog import FAMILIES, find_family
+from boxcar.pipelines.readers.catalog import READERS
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.workflow import Workflow
+from boxcar.tools.cli import main
+from boxcar.tools.workflows import load_workflow
+from tests.places import ROOT as REPOSITORY
 from tests.small_sets import BOXCAR, ONLY_DETECT, boxcar, config, contents, demo_config, picture, read_rows, run, write_coco
-from tools.cli import main
-from tools.workflows import load_workflow
 
-REPOSITORY = Path(__file__).parents[2]
 COMMANDS = list(main.commands)
 HEAVY = {"torch", "transformers", "ray", "polars", "pyarrow", "numpy", "pandas", "PIL", "cv2", "tokenizers", "pydantic", "yaml", "rich"}
 
@@ -55,7 +55,7 @@ def mistake(*arguments: object, stdin: bytes | str | None = None) -> str:
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     script = f"""
 import sys
-from tools.cli import main
+from boxcar.tools.cli import main
 try:
     main([*{[command] if command else []!r}, "--help"])
 finally:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from tools.floors import circles, house, problems
+from boxcar.tools.floors import circles, house, problems
+from tests.places import ROOT as REPOSITORY
 
-REPOSITORY = Path(__file__).parents[2]
-ROOMS = ("schemas/errors", "pipelines/tokens", "pipelines/readers/reader", "pipelines/readers/catalog", "train/loop", "tools/cli")
+ROOMS = ("schemas/errors", "pipelines/tokens/tokenizer", "pipelines/readers/reader", "pipelines/readers/catalog", "train/loop", "tools/cli")
 
 
 def build(root: Path, **sources: str) -> Path:
@@ -29,14 +29,14 @@ def test_this_house_keeps_its_plan() -> None:
 def test_the_plan_names_every_room_and_ends_well() -> None:
     done = subprocess.run([sys.executable, "-m", "tools.floors"], cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [line.split()[0] for line in done.stdout.splitlines() if not line.startswith(" ")] == [
+    assert [line for line in done.stdout.splitlines() if line and not line.startswith(" ")] == [
         "tools/",
         "train/",
         "pipelines/",
         "schemas/",
     ]
-    for path in (REPOSITORY / "pipelines").glob("[!_]*.py"):
-        assert f"\n    {path.stem} " in done.stdout
+    for path in (REPOSITORY / "pipelines").glob("[!_]*"):
+        assert f"\n  {path.stem}" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -44,8 +44,8 @@ def test_the_plan_names_every_room_and_ends_well() -> None:
     [
         pytest.param("", id="nothing"),
         pytest.param("import json\nimport numpy as np\nfrom pathlib import Path\n", id="libraries"),
-        pytest.param("from schemas.errors import BoxcarError\nfrom pipelines import tokens\n", id="down and sideways"),
-        pytest.param("def f() -> None:\n    import schemas.errors\n", id="down, late"),
+        pytest.param("import boxcar.schemas.errors\nfrom boxcar.pipelines.tokens import tokenizer\n", id="down and sideways"),
+        pytest.param("def f() -> None:\n    import boxcar.schemas.errors\n", id="down, late"),
     ],
 )
 def test_a_good_house_has_no_faults(tmp_path: Path, source: str) -> None:
@@ -55,19 +55,23 @@ def test_a_good_house_has_no_faults(tmp_path: Path, source: str) -> None:
 @pytest.mark.parametrize(
     ("room", "source", "fault"),
     [
-        pytest.param("pipelines__convert", "import tools.cli\n", "pipelines.convert imports tools.cli: an arrow that points up", id="up"),
+        pytest.param("pipelines__convert", "import boxcar.tools.cli\n", "convert imports tools.cli: an arrow", id="up"),
         pytest.param(
-            "pipelines__convert", "from tools import cli\n", "pipelines.convert imports tools.cli: an arrow", id="up, from the folder"
+            "pipelines__convert",
+            "from boxcar.tools import cli\n",
+            "convert imports tools.cli: an arrow",
+            id="up, from the folder",
+        ),
+        pytest.param("pipelines__convert", "from boxcar.tools.cli import main\n", "convert imports tools.cli: an arrow", id="up, a name"),
+        pytest.param("pipelines__convert", "from boxcar.tools import nothing\n", "an arrow that points up", id="up, to what is not there"),
+        pytest.param(
+            "pipelines__convert", "def f():\n  if x:\n    import boxcar.train.loop\n", "pipelines.convert imports train.loop", id="up, late"
         ),
         pytest.param(
-            "pipelines__convert", "from tools.cli import main\n", "pipelines.convert imports tools.cli: an arrow", id="up, a name"
-        ),
-        pytest.param("pipelines__convert", "from tools import nothing\n", "an arrow that points up", id="up, to what is not there"),
-        pytest.param(
-            "pipelines__convert", "def f():\n  if x:\n    import train.loop\n", "pipelines.convert imports train.loop", id="up, late"
-        ),
-        pytest.param(
-            "schemas__row", "from pipelines import tokens\n", "schemas.row imports pipelines.tokens: an arrow", id="up, from below"
+            "schemas__row",
+            "from boxcar.pipelines.tokens import tokenizer\n",
+            "imports pipelines.tokens.tokenizer: an arrow",
+            id="up, from below",
         ),
         pytest.param("schemas__row", "from ..tools import cli\n", "schemas.row imports tools.cli: an arrow", id="up, relative"),
         pytest.param("schemas__row", "import tests.small_sets\n", "schemas.row imports tests", id="tests"),
@@ -79,31 +83,41 @@ def test_a_good_house_has_no_faults(tmp_path: Path, source: str) -> None:
         pytest.param(
             "pipelines__convert", "try:\n  import torch\nexcept ImportError:\n  pass\n", "imports torch", id="torch, if it is there"
         ),
-        pytest.param("pipelines__readers__coco", "from pipelines.readers import voc\n", "a sibling", id="sibling"),
+        pytest.param("pipelines__readers__coco", "from boxcar.pipelines.readers import voc\n", "a sibling", id="sibling"),
         pytest.param("pipelines__readers__coco", "from .voc import read\n", "a sibling", id="sibling, relative"),
-        pytest.param("pipelines__readers__coco", "from pipelines.readers.catalog import READERS\n", "a sibling", id="the catalog"),
-        pytest.param("pipelines__tokens", "import pipelines.convert\n", "a circle: ", id="circle"),
+        pytest.param("pipelines__readers__coco", "from boxcar.pipelines.readers.catalog import READERS\n", "a sibling", id="the catalog"),
+        pytest.param("pipelines__tokens__tokenizer", "import boxcar.pipelines.convert\n", "a circle: ", id="circle"),
+        pytest.param("pipelines__readers__coco", "import boxcar.pipelines.tokens.frame\n", "a circle of folders: ", id="circle of folders"),
+        pytest.param("pipelines__convert", "from pipelines.tokens import frame\n", "write boxcar.pipelines", id="not as installed"),
     ],
 )
 def test_a_fault_is_named(tmp_path: Path, room: str, source: str, fault: str) -> None:
-    root = build(tmp_path, pipelines__readers__voc="", **{"pipelines__convert": "import pipelines.tokens\n", room: source})
+    sources = {
+        "pipelines__convert": "import boxcar.pipelines.tokens.tokenizer\n",
+        "pipelines__readers__voc": "",
+        "pipelines__tokens__frame": "",
+        "pipelines__tokens__tokenizer": "import boxcar.pipelines.readers.reader\n",
+    }
+    root = build(tmp_path, **(sources | {room: source}))
     found = problems(root)
     assert any(fault in line for line in found), found
 
 
 def test_an_init_that_is_not_empty_is_named(tmp_path: Path) -> None:
-    (build(tmp_path) / "pipelines" / "readers" / "__init__.py").write_text("from pipelines.readers.reader import Reader\n")
+    (build(tmp_path) / "pipelines" / "readers" / "__init__.py").write_text("from boxcar.pipelines.readers.reader import Reader\n")
     assert problems(tmp_path) == ["pipelines/readers/__init__.py is not empty: import a name from the file that owns it"]
 
 
 def test_tokens_may_ask_transformers_and_nobody_else(tmp_path: Path) -> None:
-    assert problems(build(tmp_path, pipelines__tokens="def f():\n    import transformers\n")) == []
-    assert len(problems(build(tmp_path, pipelines__tokens="def f():\n    import torch\n"))) == 1
+    assert problems(build(tmp_path, pipelines__tokens__tokenizer="def f():\n    import transformers\n")) == []
+    assert len(problems(build(tmp_path, pipelines__tokens__tokenizer="def f():\n    import torch\n"))) == 1
 
 
 def test_a_reader_may_enter_what_readers_share_and_the_catalog_all_of_them(tmp_path: Path) -> None:
-    coco = "from pipelines.readers.reader import Reader\n"
-    assert problems(build(tmp_path, pipelines__readers__coco=coco, pipelines__readers__catalog="import pipelines.readers.coco\n")) == []
+    coco = "from boxcar.pipelines.readers.reader import Reader\n"
+    assert (
+        problems(build(tmp_path, pipelines__readers__coco=coco, pipelines__readers__catalog="import boxcar.pipelines.readers.coco\n")) == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -124,6 +138,6 @@ def test_circles_are_found(arrows: dict[str, set[str]], num_circles: int) -> Non
 
 def test_imports_are_read_from_the_real_files() -> None:
     arrows = house(REPOSITORY)
-    assert {"pipelines.unit", "pipelines.workdir", "schemas.manifest"} <= arrows["pipelines.convert"]
-    assert "ray" in arrows["pipelines.ray_tasks"], "also where a function imports"
+    assert {"pipelines.rows.unit", "pipelines.shards.work_folder", "schemas.manifest"} <= arrows["pipelines.convert"]
+    assert "ray" in arrows["pipelines.cluster"], "also where a function imports"
     assert arrows["schemas.errors"] == set()

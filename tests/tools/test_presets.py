@@ -1,13 +1,12 @@
 """Every workflow that comes with the project can be read, with all of its sections."""
 
-from pathlib import Path
-
 import pytest
 import yaml
 
-from tools.workflows import load_workflow
+from boxcar.tools.workflows import load_workflow
+from tests.places import ROOT
 
-FILE = Path(__file__).parents[2] / "workflows.yaml"
+FILE = ROOT / "workflows.yaml"
 WORKFLOWS = yaml.safe_load(FILE.read_text())
 SECTIONS = [(name, section) for name, workflow in WORKFLOWS.items() for section in workflow if section not in ("description", "needs")]
 NEEDS = [(name, other) for name, workflow in WORKFLOWS.items() for other in workflow.get("needs", ())]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from schemas.errors import BudgetError, ConfigError, TrainingError
-from schemas.training import TrainConfig
+from boxcar.schemas.errors import BudgetError, ConfigError, TrainingError
+from boxcar.schemas.training import TrainConfig
+from boxcar.train.job import train
+from boxcar.train.running.run_folder import METRICS
+from boxcar.train.running.trackers import read_events, steps_of
 from tests.small_sets import copy_demo, demo_config, run
-from train.job import train
-from train.run_folder import METRICS
-from train.trackers import read_events, steps_of
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(scenes: Path, tmp_path: Path, mo
             raise OSError(28, "No space left on device")
         return copytree(*arguments, **options)
 
-    monkeypatch.setattr("train.run_folder.shutil.copytree", full)
+    monkeypatch.setattr("boxcar.train.running.run_folder.shutil.copytree", full)
     with pytest.raises(Exception, match="No space left on device"):
         train(_config(scenes, tmp_path), "demo")
     (folder,) = tmp_path.iterdir()

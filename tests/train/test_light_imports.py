@@ -2,33 +2,33 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.places import ROOT
+
 ABSENT = ("ray", "polars", "deepspeed")
 # What Python itself does for a module that must not be there: `import` raises, and importlib.util.find_spec, by which transformers and
 # accelerate ask what is installed, finds nothing. (A finder on sys.meta_path that raises would break those questions, too.)
 BLOCK = f"import sys; sys.modules.update(dict.fromkeys({ABSENT}))"
 LIGHT = (
-    "train.loop",
-    "train.model",
-    "train.attention",
-    "train.objective",
-    "train.loss",
-    "train.collate",
-    "train.documents",
-    "train.flops",
-    "train.strategy",
-    "train.schedule",
-    "train.checkpoint",
-    "train.plan",
-    "train.store",
-    "train.stream",
-    "train.worker",
-    "train.models.catalog",
-    "tools.bench.gpu",
+    "boxcar.train.running.loop",
+    "boxcar.train.network.model",
+    "boxcar.train.network.attention",
+    "boxcar.train.network.objective",
+    "boxcar.train.network.loss",
+    "boxcar.train.data.collate",
+    "boxcar.train.data.documents",
+    "boxcar.train.network.flops",
+    "boxcar.train.running.strategy",
+    "boxcar.train.running.schedule",
+    "boxcar.train.running.checkpoint",
+    "boxcar.train.planning.plan",
+    "boxcar.train.data.store",
+    "boxcar.train.data.stream",
+    "boxcar.train.worker",
+    "boxcar.train.network.native.catalog",
+    "boxcar.tools.bench.gpu",
 )
 
 

@@ -8,16 +8,16 @@ import msgspec
 import numpy as np
 import torch
 
-from pipelines.families.catalog import find_family
-from pipelines.families.patches import SmartResize
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.families.patches import SmartResize
+from boxcar.tools.quickstart.tiny_base import write_tiny_base
+from boxcar.train.data.blank import blank_document
+from boxcar.train.data.collate import MicroBatch, pack, pad
+from boxcar.train.data.documents import Document, ImageSlot
+from boxcar.train.data.positions import Placed, positions_of
+from boxcar.train.network.model import Base, open_base
 from tests import small_units
 from tests.small_tokenizers import folder_of
-from tools.tiny_base import write_tiny_base
-from train.blank import blank_document
-from train.collate import MicroBatch, pack, pad
-from train.documents import Document, ImageSlot
-from train.model import Base, open_base
-from train.positions import Placed, positions_of
 
 FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 

@@ -12,17 +12,17 @@ from typing import Any
 import torch
 from torch import distributed, multiprocessing
 
-from schemas.training import LoraConfig, TrainConfig
+from boxcar.schemas.training import LoraConfig, TrainConfig
+from boxcar.train.data.collate import MicroBatch
+from boxcar.train.network import flops
+from boxcar.train.network.model import attach_lora, parameter_groups, recompute_activations
+from boxcar.train.network.objective import Objective
+from boxcar.train.planning.plan_table import rank_packs
+from boxcar.train.running.checkpoint import Snapshot
+from boxcar.train.running.loop import Step, Trainer
+from boxcar.train.running.strategy import PlainStrategy, Strategy
+from boxcar.train.running.zero import ZeroStrategy
 from tests.train.tiny import blank_of, packed_batch, padded_batch, random_document, tiny_base
-from train import flops
-from train.checkpoint import Snapshot
-from train.collate import MicroBatch
-from train.loop import Step, Trainer
-from train.model import attach_lora, parameter_groups, recompute_activations
-from train.objective import Objective
-from train.plan_table import rank_packs
-from train.strategy import PlainStrategy, Strategy
-from train.zero import ZeroStrategy
 
 LAYOUTS: list[list[tuple[int, int]]] = [[(2, 2)], [], [(1, 3), (2, 1)], [(3, 2)], []]
 

@@ -8,16 +8,16 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from pipelines.storage import atomic_write, writing
-from schemas.errors import ConfigError
-from schemas.manifest import MANIFEST_NAME
-from schemas.workflow import Workflow
-from tools.auditing.diff import differences, load_side
-from tools.auditing.result import RESULT_NAME, AuditResult, FamilyResult
-from tools.auditing.run import Request, audit_shards, audit_workflow
-from tools.auditing.tables import MIN_WIDTH, print_audit
-from tools.auditing.workflow_edit import write_settings
-from tools.plain import visible
+from boxcar.pipelines.storage import atomic_write, writing
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.manifest import MANIFEST_NAME
+from boxcar.schemas.workflow import Workflow
+from boxcar.tools.auditing.diff import differences, load_side
+from boxcar.tools.auditing.result import RESULT_NAME, AuditResult, FamilyResult
+from boxcar.tools.auditing.run import Request, audit_shards, audit_workflow
+from boxcar.tools.auditing.tables import MIN_WIDTH, print_audit
+from boxcar.tools.auditing.workflow_edit import write_settings
+from boxcar.tools.plain import visible
 
 PAGE_NAME = "audit.html"
 
@@ -110,7 +110,7 @@ def write_results(result: AuditResult, folder: Path, *, page: bool) -> str:
     if not page:
         (folder / PAGE_NAME).unlink(missing_ok=True)  # of an audit before this one
         return ""
-    from tools.auditing.page import write_page  # noqa: PLC0415  (plotly is an extra)
+    from boxcar.tools.auditing.page import write_page  # noqa: PLC0415  (plotly is an extra)
 
     write_page(folder / PAGE_NAME, result)
     return str(folder / PAGE_NAME)

@@ -6,16 +6,23 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import geometry
-from pipelines.audit import FamilyFrame
-from pipelines.audit_columns import Texts, Things
-from pipelines.consumers import LLAMA_FACTORY_MAX_PIXELS, ConsumerRule, find_consumer, infer_seqlen, llama_factory_size, ms_swift_size
-from pipelines.families.box_text import ResizedPixelGrid
-from pipelines.families.patches import ResizedSizes
-from pipelines.ragged import offsets_of
-from pipelines.what_if import number_tokens
-from schemas.errors import ConfigError
-from tools.auditing.result import Consumer
+from boxcar.pipelines.audit.annotations import FamilyFrame
+from boxcar.pipelines.audit.columns import Texts, Things
+from boxcar.pipelines.audit.consumers import (
+    LLAMA_FACTORY_MAX_PIXELS,
+    ConsumerRule,
+    find_consumer,
+    infer_seqlen,
+    llama_factory_size,
+    ms_swift_size,
+)
+from boxcar.pipelines.audit.what_if import number_tokens
+from boxcar.pipelines.boxes import geometry
+from boxcar.pipelines.families.box_text import ResizedPixelGrid
+from boxcar.pipelines.families.patches import ResizedSizes
+from boxcar.pipelines.ragged import offsets_of
+from boxcar.schemas.errors import ConfigError
+from boxcar.tools.auditing.result import Consumer
 
 IntColumn = npt.NDArray[np.int64]
 NUM_EXAMPLES = 10

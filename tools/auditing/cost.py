@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.families.family import Family
-from pipelines.what_if import Outcome
-from schemas.errors import ConfigError
-from schemas.training import TrainConfig
-from tools.auditing.result import Assumptions
-from train.model_shape import PEAK_TFLOPS, NetworkSize, size_of_config
-from train.packing import CostModel
+from boxcar.pipelines.audit.what_if import Outcome
+from boxcar.pipelines.families.family import Family
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.training import TrainConfig
+from boxcar.tools.auditing.result import Assumptions
+from boxcar.train.network.model_shape import PEAK_TFLOPS, NetworkSize, size_of_config
+from boxcar.train.planning.packing import CostModel
 
 ACTIVATION_BYTES = 34
 TRAINED_BYTES = 16

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import msgspec
 
-from schemas import manifest as manifests
-from schemas.contract import FrameContract
-from schemas.errors import ShardError
-from schemas.manifest import MANIFEST_NAME, Counts
-from tools.auditing.result import RESULT_NAME, loads
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.errors import ShardError
+from boxcar.schemas.manifest import MANIFEST_NAME, Counts
+from boxcar.tools.auditing.result import RESULT_NAME, loads
 
 _NOT_COUNTED = ("difficulty_histograms", "total_tokens_histogram", "visual_tokens_histogram")
 

@@ -6,12 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from pipelines.audit_columns import Texts, Things
-from pipelines.families.family import Family
-from pipelines.families.patches import PixelLimits
-from pipelines.frame import resolve_limits
-from pipelines.portrait import Portrait, portrait_of
-from pipelines.what_if import (
+from boxcar.pipelines.audit.columns import Texts, Things
+from boxcar.pipelines.audit.portrait import Portrait, portrait_of
+from boxcar.pipelines.audit.what_if import (
     IOU_EDGES,
     SIDE_EDGES_PX,
     Grammar,
@@ -23,10 +20,13 @@ from pipelines.what_if import (
     measure_shrunk,
     outcome_of,
 )
-from schemas.errors import BudgetError, ConfigError
-from tools.auditing.cost import CostRule
-from tools.auditing.result import PERCENTILES, Box, Knee, Resolution, Setting
-from train.packing import count_packs
+from boxcar.pipelines.families.family import Family
+from boxcar.pipelines.families.patches import PixelLimits
+from boxcar.pipelines.tokens.frame import resolve_limits
+from boxcar.schemas.errors import BudgetError, ConfigError
+from boxcar.tools.auditing.cost import CostRule
+from boxcar.tools.auditing.result import PERCENTILES, Box, Knee, Resolution, Setting
+from boxcar.train.planning.packing import count_packs
 
 IntColumn = npt.NDArray[np.int64]
 Key = tuple[int, int]

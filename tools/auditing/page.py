@@ -14,16 +14,16 @@ from pathlib import Path
 
 import msgspec
 
-from pipelines import storage
-from pipelines.images import load_image
-from pipelines.lint import ABOUT
-from pipelines.portrait import Example
-from schemas.errors import ConfigError, ImageError
-from schemas.manifest import Finding
-from tools.auditing.grid import MORE_BLUR
-from tools.auditing.result import AuditResult
-from tools.auditing.tables import headline
-from tools.plain import visible
+from boxcar.pipelines import storage
+from boxcar.pipelines.audit.portrait import Example
+from boxcar.pipelines.images.image_file import load_image
+from boxcar.pipelines.turns.lint import ABOUT
+from boxcar.schemas.errors import ConfigError, ImageError
+from boxcar.schemas.manifest import Finding
+from boxcar.tools.auditing.grid import MORE_BLUR
+from boxcar.tools.auditing.result import AuditResult
+from boxcar.tools.auditing.tables import headline
+from boxcar.tools.plain import visible
 
 THUMBNAIL_PX = 360
 JPEG_QUALITY = 78
@@ -49,7 +49,7 @@ def write_page(path: Path, result: AuditResult) -> None:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["plain"] = visible
     environment.filters["count"] = lambda number: f"{number:,}"
-    template = environment.from_string(files("tools.auditing").joinpath("page.html").read_text(encoding="utf-8"))
+    template = environment.from_string(files("boxcar.tools.auditing").joinpath("page.html").read_text(encoding="utf-8"))
     thumbnails = {
         one.family: {"longest": _thumbnails(one.longest, result), "smallest": _thumbnails(one.smallest, result)} for one in result.families
     }

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from pipelines.same_images import difference_hash, look_alikes, same_content, shared_images
-from tools.auditing.result import Duplicates
+from boxcar.pipelines.images.same_images import difference_hash, look_alikes, same_content, shared_images
+from boxcar.tools.auditing.result import Duplicates
 
 NUM_EXAMPLES = 10
 

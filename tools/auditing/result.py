@@ -4,10 +4,10 @@ from typing import Any
 
 import msgspec
 
-from pipelines.portrait import Example, Share
-from schemas.contract import FrameContract
-from schemas.errors import ShardError
-from schemas.manifest import Counts, Finding, Rejections
+from boxcar.pipelines.audit.portrait import Example, Share
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.errors import ShardError
+from boxcar.schemas.manifest import Counts, Finding, Rejections
 
 FORMAT = "boxcar-audit"
 VERSION = 1

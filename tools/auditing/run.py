@@ -9,24 +9,34 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from pipelines import storage
-from pipelines.audit import FamilyFrame, Reading, family_frame, for_family, grammar_of, read_annotations
-from pipelines.audit_columns import Texts, Things
-from pipelines.audit_shards import ShardFolder, open_folders, read_shards
-from pipelines.convert import images_root, resolve_paths, source_name
-from pipelines.frame import frame_of
-from pipelines.lint import labels_alike
-from pipelines.portrait import portrait_of
-from pipelines.what_if import TOKEN_EDGES, measure
-from schemas.errors import ConfigError
-from schemas.manifest import Counts, Finding, Rejections
-from schemas.training import TrainConfig
-from schemas.workflow import ConvertConfig, Workflow
-from tools.auditing.consumers import consumer_result
-from tools.auditing.cost import DEFAULT_GPU, cost_rule, require_used
-from tools.auditing.grid import Swept, coarse, knees_of, percentiles, plan_grid, require_something, resolutions_of, settings_of, sweep
-from tools.auditing.pictures import duplicates_of, leakage_of, look_alikes_of
-from tools.auditing.result import AuditResult, Consumer, FamilyResult
+from boxcar.pipelines import storage
+from boxcar.pipelines.audit.annotations import FamilyFrame, Reading, family_frame, for_family, grammar_of, read_annotations
+from boxcar.pipelines.audit.columns import Texts, Things
+from boxcar.pipelines.audit.portrait import portrait_of
+from boxcar.pipelines.audit.shards import ShardFolder, open_folders, read_shards
+from boxcar.pipelines.audit.what_if import TOKEN_EDGES, measure
+from boxcar.pipelines.convert import images_root, resolve_paths, source_name
+from boxcar.pipelines.tokens.frame import frame_of
+from boxcar.pipelines.turns.lint import labels_alike
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.manifest import Counts, Finding, Rejections
+from boxcar.schemas.training import TrainConfig
+from boxcar.schemas.workflow import ConvertConfig, Workflow
+from boxcar.tools.auditing.consumers import consumer_result
+from boxcar.tools.auditing.cost import DEFAULT_GPU, cost_rule, require_used
+from boxcar.tools.auditing.grid import (
+    Swept,
+    coarse,
+    knees_of,
+    percentiles,
+    plan_grid,
+    require_something,
+    resolutions_of,
+    settings_of,
+    sweep,
+)
+from boxcar.tools.auditing.pictures import duplicates_of, leakage_of, look_alikes_of
+from boxcar.tools.auditing.result import AuditResult, Consumer, FamilyResult
 
 Say = Callable[[str, int, int], None]
 """(what is done, how far, of how much)."""

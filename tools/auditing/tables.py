@@ -7,11 +7,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from pipelines.lint import ABOUT
-from schemas.manifest import MAX_EXAMPLES, Finding, Rejections
-from tools.auditing.grid import MORE_BLUR
-from tools.auditing.result import AuditResult, Consumer, Duplicates, FamilyResult, Setting
-from tools.plain import visible
+from boxcar.pipelines.turns.lint import ABOUT
+from boxcar.schemas.manifest import MAX_EXAMPLES, Finding, Rejections
+from boxcar.tools.auditing.grid import MORE_BLUR
+from boxcar.tools.auditing.result import AuditResult, Consumer, Duplicates, FamilyResult, Setting
+from boxcar.tools.plain import visible
 
 MAX_ROWS = 12
 MIN_WIDTH = 132

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import yaml
 
-from pipelines.storage import atomic_write
-from schemas.errors import ConfigError
+from boxcar.pipelines.storage import atomic_write
+from boxcar.schemas.errors import ConfigError
 
 
 def write_settings(path: Path, name: str, settings: Mapping[str, int]) -> list[str]:

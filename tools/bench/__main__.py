@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from tools.bench import measure
+from boxcar.tools.bench import measure
 
 PHOTOGRAPHS = click.option(
     "--photographs", required=True, type=click.Path(path_type=Path, exists=True), help="Folder of photographs to link to."
@@ -31,7 +31,7 @@ def main() -> None:
 @click.option("--executor", default="inline", show_default=True, type=click.Choice(["inline", "ray"]))
 def convert(photographs: Path, tokenizer: Path, work: Path, samples: int, boxes: int, executor: str) -> None:
     """CPU-milliseconds a sample of a whole conversion: COCO, referenced images, Qwen2.5-VL."""
-    from tools.bench import conversion
+    from boxcar.tools.bench import conversion
 
     conversion.throughput(photographs, tokenizer, work, samples, boxes, executor)
 
@@ -44,7 +44,7 @@ def convert(photographs: Path, tokenizer: Path, work: Path, samples: int, boxes:
 @click.option("--executor", default="inline", show_default=True, type=click.Choice(["inline", "ray"]))
 def coco(photographs: Path, tokenizer: Path, work: Path, gigabytes: float, executor: str) -> None:
     """Parsing speed and memory of one giant COCO file."""
-    from tools.bench import conversion
+    from boxcar.tools.bench import conversion
 
     conversion.giant_coco(photographs, tokenizer, work, gigabytes, executor)
 
@@ -56,7 +56,7 @@ def coco(photographs: Path, tokenizer: Path, work: Path, gigabytes: float, execu
 @click.option("--labels", default=2000, show_default=True, help="Adversarial labels.")
 def exact(work: Path, data: Path, tokenizers: tuple[str, ...], labels: int) -> None:
     """Composed ids against the tokenizer's own encoding, every family, every row."""
-    from tools.bench import exactness
+    from boxcar.tools.bench import exactness
 
     folders = {family: Path(folder) for family, _, folder in (entry.partition("=") for entry in tokenizers)}
     exactness.compare(data, folders, labels, work / "exact")
@@ -71,7 +71,7 @@ def exact(work: Path, data: Path, tokenizers: tuple[str, ...], labels: int) -> N
 @click.option("--executor", default="inline", show_default=True, type=click.Choice(["inline", "ray"]))
 def kill(photographs: Path, tokenizer: Path, work: Path, kills: int, samples: int, executor: str) -> None:
     """SIGKILL a conversion at random moments, run it again, compare every byte."""
-    from tools.bench import robustness
+    from boxcar.tools.bench import robustness
 
     robustness.kill(photographs, tokenizer, work, kills, samples, executor)
 
@@ -83,7 +83,7 @@ def kill(photographs: Path, tokenizer: Path, work: Path, kills: int, samples: in
 @click.option("--samples", default=20_000, show_default=True)
 def workers(photographs: Path, tokenizer: Path, work: Path, samples: int) -> None:
     """The same conversion with 1, 2 and 7 workers: compare every byte."""
-    from tools.bench import robustness
+    from boxcar.tools.bench import robustness
 
     robustness.workers(photographs, tokenizer, work, samples)
 
@@ -93,7 +93,7 @@ def workers(photographs: Path, tokenizer: Path, work: Path, samples: int) -> Non
 @click.option("--flips", default=1000, show_default=True)
 def flips(shards: Path, flips: int) -> None:
     """Flip single bits in a copy of a conversion: how many does verify report?"""
-    from tools.bench import robustness
+    from boxcar.tools.bench import robustness
 
     robustness.flip_bits(shards, flips)
 
@@ -103,7 +103,7 @@ def flips(shards: Path, flips: int) -> None:
 @click.option("--passes", default=50, show_default=True)
 def headers(photographs: Path, passes: int) -> None:
     """Image headers for one CPU-second, warm disk, against Pillow."""
-    from tools.bench import conversion
+    from boxcar.tools.bench import conversion
 
     conversion.headers(photographs, passes)
 
@@ -115,7 +115,7 @@ def headers(photographs: Path, passes: int) -> None:
 @click.option("--passes", default=5, show_default=True)
 def stream(photographs: Path, work: Path, samples: int, passes: int) -> None:
     """CPU-milliseconds and bytes an image, from file to batch, against the Hugging Face image processor."""
-    from tools.bench import streaming
+    from boxcar.tools.bench import streaming
 
     streaming.throughput(photographs, work, samples, passes)
 
@@ -130,8 +130,8 @@ def stream(photographs: Path, work: Path, samples: int, passes: int) -> None:
 @click.option("--global-batch", default=16, show_default=True)
 def plan(rows: int, turns: int, turns_per_sample: int | None, kind: str, window: int, cutoff: int, global_batch: int) -> None:
     """Seconds and memory of planning an epoch of a synthetic index; fill, and balance over 8 ranks."""
-    from schemas.training import ScheduleConfig
-    from tools.bench import planning
+    from boxcar.schemas.training import ScheduleConfig
+    from boxcar.tools.bench import planning
 
     schedule = ScheduleConfig.model_validate({"kind": kind, "turns_per_sample": turns_per_sample})
     planning.plan(rows, turns, schedule, window, cutoff, global_batch)
@@ -157,8 +157,8 @@ def gpu(
     json_path: Path | None,
 ) -> None:
     """Qwen2.5-VL with random weights and LoRA: useful tokens/s, MFU and memory, against transformers' Trainer."""
-    from tools.bench import gpu as bench
-    from tools.bench.qwen_sizes import SIZES
+    from boxcar.tools.bench import gpu as bench
+    from boxcar.tools.bench.qwen_sizes import SIZES
 
     if unknown := [size for size in models.split(",") if size not in SIZES]:
         raise click.UsageError(f"--models: found {', '.join(unknown)}, expected some of {', '.join(SIZES)}")
@@ -179,7 +179,7 @@ def gpu(
 @click.option("--pictures", default=1000, show_default=True, help="Photographs for the comparison with the processor; 0: none.")
 def audit(photographs: Path, tokenizer: Path, work: Path, samples: int, repeat: int, rows: str, pictures: int) -> None:
     """The what-if grid of 50 settings, header pass, shards, and the same counts by the Hugging Face processor."""
-    from tools.bench import auditing
+    from boxcar.tools.bench import auditing
 
     auditing.grid(photographs, tokenizer, work, samples, repeat)
     if rows != "0":
@@ -197,7 +197,7 @@ def audit(photographs: Path, tokenizer: Path, work: Path, samples: int, repeat: 
 @click.option("--epochs", default=4, show_default=True, help="Of the runs that are killed.")
 def resume(work: Path, rows: int, turns: int, changes: int, kills: int, epochs: int) -> None:
     """Order of samples after resuming at every step, and losses after SIGKILL, against what is never cut."""
-    from tools.bench import resuming
+    from boxcar.tools.bench import resuming
 
     resuming.sequences(rows, turns, changes)
     folder = resuming.drawn_shards(work)
@@ -215,7 +215,7 @@ def resume(work: Path, rows: int, turns: int, changes: int, kills: int, epochs: 
 @click.option("--passes", default=1, show_default=True)
 def loss(hidden: int, vocabulary: int, tokens: int, labelled: float, chunk: int, threads: int, passes: int) -> None:
     """Seconds and memory of the chunked loss over labelled tokens, against the logits of all of them. On a CPU."""
-    from tools.bench import head
+    from boxcar.tools.bench import head
 
     head.compare(head.Case(hidden, vocabulary, tokens, labelled, chunk, threads), passes)
 

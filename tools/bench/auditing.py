@@ -13,19 +13,19 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from pipelines.audit import FamilyFrame, Reading, family_frame, read_annotations
-from pipelines.audit_columns import Texts, Things
-from pipelines.audit_shards import open_folders, read_shards
-from pipelines.consumers import LLAMA_FACTORY_MAX_PIXELS, llama_factory_size
-from pipelines.convert import Progress, convert
-from pipelines.families.catalog import find_family
-from pipelines.images import read_header
-from schemas import manifest as manifests
-from schemas.training import TrainConfig
-from schemas.workflow import ConvertConfig
-from tools.auditing.cost import cost_rule
-from tools.auditing.grid import Plan, plan_grid, settings_of, sweep
-from tools.bench.conversion import prepare
+from boxcar.pipelines.audit.annotations import FamilyFrame, Reading, family_frame, read_annotations
+from boxcar.pipelines.audit.columns import Texts, Things
+from boxcar.pipelines.audit.consumers import LLAMA_FACTORY_MAX_PIXELS, llama_factory_size
+from boxcar.pipelines.audit.shards import open_folders, read_shards
+from boxcar.pipelines.convert import Progress, convert
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.images.image_file import read_header
+from boxcar.schemas import manifest as manifests
+from boxcar.schemas.training import TrainConfig
+from boxcar.schemas.workflow import ConvertConfig
+from boxcar.tools.auditing.cost import cost_rule
+from boxcar.tools.auditing.grid import Plan, plan_grid, settings_of, sweep
+from boxcar.tools.bench.conversion import prepare
 
 CUTOFFS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
 PIXELS = (65_536, 131_072, 262_144, 524_288, 1_003_520)
@@ -85,7 +85,7 @@ def shards(photographs: Path, tokenizer: Path, work: Path, samples: int, rows: t
 
 def against_processor(photographs: Path, num_photographs: int) -> None:
     """CPU-ms for the visual tokens of a photograph: by its header, and as LLaMA-Factory calls the Hugging Face processor."""
-    from tools.bench.streaming import hugging_face  # noqa: PLC0415  (torch and transformers)
+    from boxcar.tools.bench.streaming import hugging_face  # noqa: PLC0415  (torch and transformers)
 
     paths = [str(path) for path in sorted(photographs.iterdir())]
     paths = [paths[number % len(paths)] for number in range(num_photographs)]

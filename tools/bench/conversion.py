@@ -8,12 +8,12 @@ from pathlib import Path
 import yaml
 from PIL import Image
 
-from pipelines.coco_index import CocoAnnotation, CocoCategory, CocoImage
-from pipelines.images import read_header
-from pipelines.json_blocks import read_arrays
-from schemas import manifest as manifests
-from tools.bench import data
-from tools.bench.measure import Cost, run
+from boxcar.pipelines.images.image_file import read_header
+from boxcar.pipelines.readers.shared.coco_index import CocoAnnotation, CocoCategory, CocoImage
+from boxcar.pipelines.readers.shared.json_blocks import read_arrays
+from boxcar.schemas import manifest as manifests
+from boxcar.tools.bench import data
+from boxcar.tools.bench.measure import Cost, run
 
 BYTES_PER_ANNOTATION = 520
 """Of `write_giant_coco`, and about the average of COCO 2017."""

@@ -7,7 +7,7 @@ from typing import TextIO
 
 import numpy as np
 
-from pipelines.images import read_header
+from boxcar.pipelines.images.image_file import read_header
 
 
 def linked_photographs(source: Path, folder: Path, num_images: int) -> list[tuple[str, int, int]]:

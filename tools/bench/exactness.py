@@ -5,13 +5,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.families.catalog import FAMILIES
-from pipelines.frame import Frame, build_frame
-from pipelines.readers.coco import CocoReader
-from pipelines.readers.voc import VocReader
-from pipelines.unit import HeaderOf, UnitConverter, header_reader
-from schemas.record import ImageRef, Record, Region, Rejected
-from schemas.workflow import ConvertConfig, SourceConfig, TaskConfig, TasksConfig
+from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.readers.coco import CocoReader
+from boxcar.pipelines.readers.voc import VocReader
+from boxcar.pipelines.rows.unit import HeaderOf, UnitConverter, header_reader
+from boxcar.pipelines.tokens.frame import Frame, build_frame
+from boxcar.schemas.record import ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import ConvertConfig, SourceConfig, TaskConfig, TasksConfig
 
 _PIECES = (
     *("dog", "person's hat", '"quoted"', "it's", "back\\slash", "{json: [1, 2]}", "[[001,002,003,004]]", "], ", '"}', "}]", "```"),

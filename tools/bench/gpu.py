@@ -8,7 +8,7 @@ a pack of `tokens` tokens here, and there as many samples as make `tokens` with 
 (pinned) host memory on both sides, so that this measures the device.
 
     useful tokens/s    tokens that are no padding, of the measured steps, by their wall time
-    MFU                FLOPs of these tokens by `train.flops` (no recomputation, nothing for padding) by the device's published peak
+    MFU                FLOPs of these tokens by `train.network.flops` (no recomputation, nothing for padding) by the device's published peak
 
 Needs torch, transformers, peft, accelerate, numpy, pillow and pyarrow, and four small packages that GPU images may lack: pydantic,
 msgspec, xxhash and click (`pip install --target FOLDER`, there or carried there, and PYTHONPATH=FOLDER). No ray, polars or deepspeed.
@@ -31,20 +31,20 @@ import torch
 from torch import nn
 from transformers import AttentionInterface
 
-from pipelines.families.catalog import find_family
-from schemas.training import TrainConfig
-from tools.bench import measure
-from tools.bench.gpu_samples import Sample, draw_packs, packed, padded_inputs
-from tools.bench.padded_trainer import train_padded
-from tools.bench.qwen_sizes import FAMILY, SIZES, write_config
-from train import flops
-from train.attention import SEGMENTS, Segments, attend_by_segment
-from train.checkpoint import Snapshot
-from train.collate import MicroBatch
-from train.loop import Step, Trainer
-from train.model import Base, attach_lora, compile_layers, open_base, parameter_groups, recompute_activations
-from train.objective import BatchLoss, Objective
-from train.strategy import PlainStrategy
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.schemas.training import TrainConfig
+from boxcar.tools.bench import measure
+from boxcar.tools.bench.gpu_samples import Sample, draw_packs, packed, padded_inputs
+from boxcar.tools.bench.padded_trainer import train_padded
+from boxcar.tools.bench.qwen_sizes import FAMILY, SIZES, write_config
+from boxcar.train.data.collate import MicroBatch
+from boxcar.train.network import flops
+from boxcar.train.network.attention import SEGMENTS, Segments, attend_by_segment
+from boxcar.train.network.model import Base, attach_lora, compile_layers, open_base, parameter_groups, recompute_activations
+from boxcar.train.network.objective import BatchLoss, Objective
+from boxcar.train.running.checkpoint import Snapshot
+from boxcar.train.running.loop import Step, Trainer
+from boxcar.train.running.strategy import PlainStrategy
 
 _TEXT_BY_SEGMENT, _VISION_BY_SEGMENT = "bench_by_segment", "bench_flash_by_segment"
 _HEAD_ROWS = 1024

@@ -12,13 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipelines.families.catalog import find_family
-from tools.bench.qwen_sizes import FAMILY, SIZES, first_special
-from train.collate import MicroBatch, Pixels, pack, pad
-from train.documents import NO_LABEL, Document, ImageSlot, group_of
-from train.packing import fill_packs
-from train.pixels import patch_rule, qwen_patches
-from train.positions import Placed, positions_of
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.tools.bench.qwen_sizes import FAMILY, SIZES, first_special
+from boxcar.train.data.collate import MicroBatch, Pixels, pack, pad
+from boxcar.train.data.documents import NO_LABEL, Document, ImageSlot, group_of
+from boxcar.train.data.pixels import patch_rule, qwen_patches
+from boxcar.train.data.positions import Placed, positions_of
+from boxcar.train.planning.packing import fill_packs
 
 _SIZES_WH = ((640, 480), (640, 480), (480, 640), (640, 427), (640, 426), (500, 375), (612, 612))
 _HEADER_TOKENS, _FOOTER_TOKENS = 15, 5

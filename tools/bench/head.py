@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from train.loss import weighted_cross_entropy
+from boxcar.train.network.loss import weighted_cross_entropy
 
 WAYS = ("all", "labelled", "chunked")
 _TITLES = {"all": "logits of all tokens", "labelled": "logits of the labelled tokens", "chunked": "labelled, in chunks (ours)"}
@@ -43,7 +43,7 @@ def compare(case: Case, passes: int) -> None:
             for way in WAYS:
                 output = Path(scratch) / f"{way}.npz"
                 sizes = [case.hidden, case.vocabulary, case.tokens, case.labelled_share, case.chunk_tokens, case.threads]
-                subprocess.run([sys.executable, "-m", "tools.bench.head", way, str(output), *map(str, sizes)], check=True)
+                subprocess.run([sys.executable, "-m", "boxcar.tools.bench.head", way, str(output), *map(str, sizes)], check=True)
                 with np.load(output) as found:
                     taken[way].append((float(found["cpu_seconds"]), float(found["peak_mb"])))
         results = {}

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from schemas.task import TASK_NAMES
-from schemas.training import PlanConfig, ScheduleConfig
-from train.index import QUANTILES, PlanIndex
-from train.plan import plan_epoch
-from train.plan_table import Plan
+from boxcar.schemas.task import TASK_NAMES
+from boxcar.schemas.training import PlanConfig, ScheduleConfig
+from boxcar.train.planning.index import QUANTILES, PlanIndex
+from boxcar.train.planning.plan import plan_epoch
+from boxcar.train.planning.plan_table import Plan
 
 _CHUNK = 1 << 22
 

@@ -93,7 +93,7 @@ SIZES: dict[str, dict[str, Any]] = {
 
 
 def write_config(folder: Path, size: str) -> Path:
-    """A folder that `train.model.open_base` takes with `random_weights`."""
+    """A folder that `train.network.model.open_base` takes with `random_weights`."""
     path = folder / size
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.json").write_text(json.dumps(SIZES[size], indent=1) + "\n")

@@ -19,18 +19,18 @@ import numpy.typing as npt
 import torch
 import yaml
 
-from pipelines.convert import Progress, convert
-from schemas.training import LossConfig, PlanConfig, ScheduleConfig
-from schemas.workflow import ConvertConfig
-from tools.bench.planning import synthetic_index
-from tools.demo import write_demo
-from train.index import read_index
-from train.plan import plan_epoch
-from train.plan_table import Plan, packs_of_step, rank_packs
-from train.run_folder import METRICS
-from train.store import ShardStore
-from train.stream import StreamConfig, stream
-from train.trackers import read_events, steps_of
+from boxcar.pipelines.convert import Progress, convert
+from boxcar.schemas.training import LossConfig, PlanConfig, ScheduleConfig
+from boxcar.schemas.workflow import ConvertConfig
+from boxcar.tools.bench.planning import synthetic_index
+from boxcar.tools.quickstart.demo import write_demo
+from boxcar.train.data.store import ShardStore
+from boxcar.train.data.stream import StreamConfig, stream
+from boxcar.train.planning.index import read_index
+from boxcar.train.planning.plan import plan_epoch
+from boxcar.train.planning.plan_table import Plan, packs_of_step, rank_packs
+from boxcar.train.running.run_folder import METRICS
+from boxcar.train.running.trackers import read_events, steps_of
 
 WORLDS = (1, 2, 3, 4, 8)
 CHANGES = (2, 4, 1, 3)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import xxhash
 
-from pipelines.verify import verify_folder
-from tools.bench.conversion import convert_command, prepare, remove, write_workflow
+from boxcar.pipelines.verify import verify_folder
+from boxcar.tools.bench.conversion import convert_command, prepare, remove, write_workflow
 
 
 def _digest(folder: Path) -> dict[str, str]:

@@ -13,18 +13,18 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from pipelines.convert import Progress, convert
-from pipelines.families.catalog import find_family
-from pipelines.images import load_image
-from schemas.training import LossConfig, PlanConfig
-from schemas.workflow import ConvertConfig
-from tools.bench import data
-from tools.demo import train_tokenizer
-from train.index import read_index
-from train.pixels import patch_rule, qwen_patches
-from train.plan import plan_epoch
-from train.store import ShardStore
-from train.stream import StreamConfig, resize_pixels, stream
+from boxcar.pipelines.convert import Progress, convert
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.images.image_file import load_image
+from boxcar.schemas.training import LossConfig, PlanConfig
+from boxcar.schemas.workflow import ConvertConfig
+from boxcar.tools.bench import data
+from boxcar.tools.quickstart.demo import train_tokenizer
+from boxcar.train.data.pixels import patch_rule, qwen_patches
+from boxcar.train.data.store import ShardStore
+from boxcar.train.data.stream import StreamConfig, resize_pixels, stream
+from boxcar.train.planning.index import read_index
+from boxcar.train.planning.plan import plan_epoch
 
 FAMILY = "qwen2_5_vl"
 IMAGES_PER_BATCH = 4

@@ -14,12 +14,12 @@ import xxhash
 from safetensors import SafetensorError, safe_open
 from transformers.utils import cached_file
 
-from pipelines import storage
-from pipelines.frame import Frame, frame_of
-from schemas.adapter import CARD, AdapterCard, loads
-from schemas.errors import ConfigError, ContractError
-from train.model import Base, open_base, without_future_warnings
-from train.run_folder import ADAPTER, RunFolder
+from boxcar.pipelines import storage
+from boxcar.pipelines.tokens.frame import Frame, frame_of
+from boxcar.schemas.adapter import CARD, AdapterCard, loads
+from boxcar.schemas.errors import ConfigError, ContractError
+from boxcar.train.network.model import Base, open_base, without_future_warnings
+from boxcar.train.running.run_folder import ADAPTER, RunFolder
 
 WEIGHTS = "adapter_model.safetensors"
 _CHANGED_BY_COPIES = ("_name_or_path", "transformers_version", "torch_dtype", "dtype")

@@ -9,14 +9,14 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from pipelines.compose import TextSpec, compose
-from pipelines.frame import Frame
-from pipelines.images import ImageHeader, read_header
-from pipelines.prompts import LABEL_JOIN
-from pipelines.texts import BadText, Scribe
-from pipelines.tokens import PieceTable
-from schemas.errors import BudgetError, ConfigError
-from schemas.record import Language
+from boxcar.pipelines.families.prompts import LABEL_JOIN
+from boxcar.pipelines.images.image_file import ImageHeader, read_header
+from boxcar.pipelines.tokens.compose import TextSpec, compose
+from boxcar.pipelines.tokens.frame import Frame
+from boxcar.pipelines.tokens.tokenizer import PieceTable
+from boxcar.pipelines.turns.texts import BadText, Scribe
+from boxcar.schemas.errors import BudgetError, ConfigError
+from boxcar.schemas.record import Language
 
 AskedTask = Literal["detect", "refer", "detect_joint", "absent", "describe", "caption", "question"]
 """The tasks of training, and `question`: the text as it is."""

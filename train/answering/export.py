@@ -24,12 +24,12 @@ from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPI
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 from transformers.utils import cached_file
 
-from pipelines.families.family import ChatTemplate, Family
-from pipelines.frame import Frame, frame_of
-from schemas.adapter import CARD, AdapterCard, BaseRecord, loads
-from schemas.errors import ConfigError, ContractError
-from train import pixels
-from train.answering.adapter import WEIGHTS, config_hash, find_adapter, open_adapter
+from boxcar.pipelines.families.family import ChatTemplate, Family
+from boxcar.pipelines.tokens.frame import Frame, frame_of
+from boxcar.schemas.adapter import CARD, AdapterCard, BaseRecord, loads
+from boxcar.schemas.errors import ConfigError, ContractError
+from boxcar.train.answering.adapter import WEIGHTS, config_hash, find_adapter, open_adapter
+from boxcar.train.data import pixels
 
 ADAPTER_CONFIG = "adapter_config.json"
 _TEMPLATE, _OLD_TEMPLATE = "chat_template.jinja", "chat_template.json"

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from train import pixels
-from train.answering.adapter import Opened
-from train.collate import MicroBatch, Pixels, pad
-from train.documents import Document
-from train.model import Base
+from boxcar.train.answering.adapter import Opened
+from boxcar.train.data import pixels
+from boxcar.train.data.collate import MicroBatch, Pixels, pad
+from boxcar.train.data.documents import Document
+from boxcar.train.network.model import Base
 
 _OPENS, _CLOSES = "[(,;", "]),;"
 LEAST_LOGPROB = -100.0

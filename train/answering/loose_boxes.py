@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
-from train.answering.loose_text import NUMBER, Item, LooseText, Mark, Member, Node, NodeKind, Prose, Ref, Text, read_loosely
+from boxcar.train.answering.loose_text import NUMBER, Item, LooseText, Mark, Member, Node, NodeKind, Prose, Ref, Text, read_loosely
 
 LooseForm = Literal["json", "tags", "list", "pairs", "untagged", "tuple"]
 Role = Literal["free", "box", "point", "name", "unknown"]

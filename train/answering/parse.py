@@ -42,11 +42,11 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from pipelines import geometry
-from pipelines.families.box_text import CoordinateGrid, FloatBoxes
-from pipelines.families.family import Family
-from train.answering.loose_boxes import LooseBox, LooseBoxes, find_loosely
-from train.answering.loose_text import TAG
+from boxcar.pipelines.boxes import geometry
+from boxcar.pipelines.families.box_text import CoordinateGrid, FloatBoxes
+from boxcar.pipelines.families.family import Family
+from boxcar.train.answering.loose_boxes import LooseBox, LooseBoxes, find_loosely
+from boxcar.train.answering.loose_text import TAG
 
 Status = Literal["strict", "repaired", "none_found", "failed"]
 """strict: the family's own form, nothing done. repaired: boxes, with repairs. none_found: the reply says that nothing is there. failed:

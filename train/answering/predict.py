@@ -14,16 +14,16 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from schemas.errors import ImageError
-from schemas.record import Language
-from train.answering.adapter import Opened
-from train.answering.ask import Asker, Query
-from train.answering.generate import Reply, box_scores, generate
-from train.answering.parse import Status, parse, to_original_px
-from train.collate import Pixels
-from train.documents import Document, ImageSlot, prompt_of
-from train.store import ShardStore
-from train.stream import load_pixels
+from boxcar.schemas.errors import ImageError
+from boxcar.schemas.record import Language
+from boxcar.train.answering.adapter import Opened
+from boxcar.train.answering.ask import Asker, Query
+from boxcar.train.answering.generate import Reply, box_scores, generate
+from boxcar.train.answering.parse import Status, parse, to_original_px
+from boxcar.train.data.collate import Pixels
+from boxcar.train.data.documents import Document, ImageSlot, prompt_of
+from boxcar.train.data.store import ShardStore
+from boxcar.train.data.stream import load_pixels
 
 BATCHES_PER_WINDOW = 16
 """Prompts of so many batches are sorted by length together: less padding, and answers still come steadily."""

@@ -17,14 +17,14 @@ from typing import Any, Literal, get_args
 import msgspec
 import torch
 
-from pipelines import storage
-from schemas.errors import BoxcarError, ConfigError
-from schemas.record import Language
-from schemas.task import TaskName
-from train.answering.adapter import open_adapter
-from train.answering.ask import AskedTask, Query
-from train.answering.predict import PredictConfig, Predictor, as_json
-from train.job import connected
+from boxcar.pipelines import storage
+from boxcar.pipelines.cluster import connected
+from boxcar.schemas.errors import BoxcarError, ConfigError
+from boxcar.schemas.record import Language
+from boxcar.schemas.task import TaskName
+from boxcar.train.answering.adapter import open_adapter
+from boxcar.train.answering.ask import AskedTask, Query
+from boxcar.train.answering.predict import PredictConfig, Predictor, as_json
 
 LINES_PER_BATCH = 64
 

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.errors import ConfigError
+from boxcar.schemas.errors import ConfigError
 
 _WORD = re.compile(r"[一-鿿]|[^\W_一-鿿]+")
 

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from schemas.errors import ConfigError
-from train.scoring.scored import STRAY, FloatColumn, IntColumn, Scored, scored
+from boxcar.schemas.errors import ConfigError
+from boxcar.train.scoring.scored import STRAY, FloatColumn, IntColumn, Scored, scored
 
 ScoreRule = Literal["const", "rank", "logprob"]
 MAX_DETS = (1, 10, 100)

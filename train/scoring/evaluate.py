@@ -21,23 +21,23 @@ import pyarrow as pa
 import torch
 import xxhash
 
-from pipelines import storage
-from schemas.adapter import CARD
-from schemas.contract import FrameContract
-from schemas.errors import ConfigError, ContractError
-from schemas.evaluation import EvaluateConfig
-from schemas.task import TaskName
-from train.answering.adapter import Opened, find_adapter, open_adapter
-from train.answering.ask import Asker
-from train.answering.predict import Answer, Asked, PredictConfig, Predictor
-from train.index import load_manifest, read_index
-from train.run_folder import ADAPTER
-from train.scoring.captions import caption_figures, require_captions
-from train.scoring.coco_ap import coco_ap
-from train.scoring.leakage import shared_with_training
-from train.scoring.score import Section, markdown, number, results_of, score
-from train.scoring.scored import SCORED_SCHEMA
-from train.store import ShardStore
+from boxcar.pipelines import storage
+from boxcar.schemas.adapter import CARD
+from boxcar.schemas.contract import FrameContract
+from boxcar.schemas.errors import ConfigError, ContractError
+from boxcar.schemas.evaluation import EvaluateConfig
+from boxcar.schemas.task import TaskName
+from boxcar.train.answering.adapter import Opened, find_adapter, open_adapter
+from boxcar.train.answering.ask import Asker
+from boxcar.train.answering.predict import Answer, Asked, PredictConfig, Predictor
+from boxcar.train.data.store import ShardStore
+from boxcar.train.planning.index import load_manifest, read_index
+from boxcar.train.running.run_folder import ADAPTER
+from boxcar.train.scoring.captions import caption_figures, require_captions
+from boxcar.train.scoring.coco_ap import coco_ap
+from boxcar.train.scoring.leakage import shared_with_training
+from boxcar.train.scoring.score import Section, markdown, number, results_of, score
+from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 NUM_NAMED_PAIRS = 5
 OnEvent = Callable[[dict[str, Any]], None]

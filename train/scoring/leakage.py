@@ -1,7 +1,7 @@
 """Whether images that a run is measured with were trained on: by content, not by name.
 
-Referenced images are compared as files (`pipelines.same_images`: only files of one size are read at all), embedded ones by the hash that
-the conversion wrote; where one side is embedded and the other is not, the files of that other side are hashed.
+Referenced images are compared as files (`images.same_images`: only files of one size are read at all), embedded ones by the hash that the
+conversion wrote; where one side is embedded and the other is not, the files of that other side are hashed.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from pipelines import storage
-from pipelines.same_images import shared_images
-from schemas.errors import BoxcarError
-from schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
-from train.index import load_manifest, record_batches
+from boxcar.pipelines import storage
+from boxcar.pipelines.images.same_images import shared_images
+from boxcar.schemas.errors import BoxcarError
+from boxcar.schemas.row import IMAGE_SHARD_SCHEMA, ROW_SCHEMA
+from boxcar.train.planning.index import load_manifest, record_batches
 
 _IMAGES = pa.schema([ROW_SCHEMA.field("images")], metadata=ROW_SCHEMA.metadata)
 _EMBEDDED = pa.schema([IMAGE_SHARD_SCHEMA.field(name) for name in ("path", "content_xxh3_128")], metadata=IMAGE_SHARD_SCHEMA.metadata)

@@ -12,16 +12,16 @@ import pyarrow as pa
 import torch
 from torch import distributed
 
-from schemas.errors import ConfigError
-from schemas.training import GenerateConfig
-from train.answering.adapter import Opened
-from train.answering.predict import PredictConfig
-from train.model import Base, in_packs, in_rows
-from train.scoring.evaluate import answers_table, slice_of
-from train.scoring.score import Section, score
-from train.scoring.scored import SCORED_SCHEMA
-from train.sessions import Session
-from train.store import ShardStore
+from boxcar.schemas.errors import ConfigError
+from boxcar.schemas.training import GenerateConfig
+from boxcar.train.answering.adapter import Opened
+from boxcar.train.answering.predict import PredictConfig
+from boxcar.train.data.store import ShardStore
+from boxcar.train.network.model import Base, in_packs, in_rows
+from boxcar.train.running.sessions import Session
+from boxcar.train.scoring.evaluate import answers_table, slice_of
+from boxcar.train.scoring.score import Section, score
+from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 WATCHED: tuple[tuple[Section, str], ...] = (
     ("rec", "mean_iou"),

@@ -15,11 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines import geometry
-from pipelines.ragged import offsets_of
-from schemas.errors import ShardError
-from schemas.row import BOX
-from train.answering.parse import Status
+from boxcar.pipelines.boxes import geometry
+from boxcar.pipelines.ragged import offsets_of
+from boxcar.schemas.errors import ShardError
+from boxcar.schemas.row import BOX
+from boxcar.train.answering.parse import Status
 
 FloatBoxes = npt.NDArray[np.float64]
 IntColumn = npt.NDArray[np.int64]

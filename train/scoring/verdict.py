@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.ragged import offsets_of
-from train.scoring.scored import SCORED_SCHEMA, FloatColumn, Units, scored
+from boxcar.pipelines.ragged import offsets_of
+from boxcar.train.scoring.scored import SCORED_SCHEMA, FloatColumn, Units, scored
 
 RIGHT_IOU = 0.5
 _LEAST_IOU = 1e-9

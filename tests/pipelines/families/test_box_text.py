@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.families.catalog import FAMILIES
 
 GRIDS = [
     pytest.param("qwen2_vl", (1000, 1000), id="thousandths, rounded"),

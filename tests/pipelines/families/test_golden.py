@@ -1,7 +1,6 @@
 """Sizes, tokens and rounding against the numbers of the families' own code."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipelines.families.catalog import FAMILIES
-from pipelines.families.patches import SmartResize
+from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.families.patches import SmartResize
+from tests.places import SHARED
 
-GOLDEN = Path(__file__).parents[4] / "shared/golden"
+GOLDEN = SHARED / "golden"
 needs_golden = pytest.mark.skipif(
     not GOLDEN.is_dir(), reason="the golden tables are not beside this checkout; the small tables here still run"
 )

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.coco import CocoReader
-from pipelines.readers.reader import Reader, SourcePlan
-from schemas.record import PIXELS, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.coco import CocoReader
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.schemas.record import PIXELS, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
+from tests.places import SHARED
 
 File = dict[str, Any]
 
-COCO_MINI = Path(__file__).parents[3].parent / "shared/data/coco_mini"
+COCO_MINI = SHARED / "data/coco_mini"
 
 FILE: File = {
     "images": [

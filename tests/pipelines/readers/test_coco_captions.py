@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.coco_captions import CocoCaptionsReader
-from pipelines.readers.reader import Reader, SourcePlan
-from schemas.errors import AnnotationError
-from schemas.record import ImageRef, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.coco_captions import CocoCaptionsReader
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import ImageRef, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
+from tests.places import SHARED
 
-COCO_MINI = Path(__file__).parents[3].parent / "shared/data/coco_mini"
+COCO_MINI = SHARED / "data/coco_mini"
 
 IMAGES = [{"id": 9, "file_name": "a.jpg", "width": 640, "height": 480}, {"id": "x", "file_name": "b.jpg"}]
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.cogvlm_text import CogvlmTextReader
-from pipelines.readers.reader import Reader
-from schemas.record import PER_MILLE, BoxMark, DialogueTurn, ImageMark, ImageRef, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.cogvlm_text import CogvlmTextReader
+from boxcar.pipelines.readers.reader import Reader
+from boxcar.schemas.record import PER_MILLE, BoxMark, DialogueTurn, ImageMark, ImageRef, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 Row = dict[str, Any]
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.grefcoco import GrefcocoReader
-from pipelines.readers.reader import Reader, SourcePlan
-from schemas.errors import AnnotationError
-from schemas.record import ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.grefcoco import GrefcocoReader
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 Ref = dict[str, Any]
 

@@ -5,11 +5,23 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers import jsonl
-from pipelines.readers.jsonl import JsonlReader
-from pipelines.readers.reader import Reader
-from schemas.record import PER_MILLE, PIXELS, RELATIVE, BoxMark, BoxSpace, DialogueTurn, ImageMark, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers import jsonl
+from boxcar.pipelines.readers.jsonl import JsonlReader
+from boxcar.pipelines.readers.reader import Reader
+from boxcar.schemas.record import (
+    PER_MILLE,
+    PIXELS,
+    RELATIVE,
+    BoxMark,
+    BoxSpace,
+    DialogueTurn,
+    ImageMark,
+    ImageRef,
+    Record,
+    Region,
+    Rejected,
+)
+from boxcar.schemas.workflow import SourceConfig
 
 Row = dict[str, Any]
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.labelme import LabelmeReader
-from pipelines.readers.reader import Reader, SourcePlan
-from schemas.errors import AnnotationError
-from schemas.record import PIXELS, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.labelme import LabelmeReader
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import PIXELS, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 CORNERS = [[10, 20], [30, 40]]
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.lvis import LvisReader
-from pipelines.readers.reader import Reader, SourcePlan
-from schemas.record import ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.lvis import LvisReader
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.schemas.record import ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 File = dict[str, Any]
 

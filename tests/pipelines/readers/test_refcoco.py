@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.reader import Reader, SourcePlan
-from pipelines.readers.refcoco import RefcocoReader
-from schemas.errors import AnnotationError
-from schemas.record import PIXELS, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.pipelines.readers.refcoco import RefcocoReader
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import PIXELS, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 Ref = dict[str, Any]
 

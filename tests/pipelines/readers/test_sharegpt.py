@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.reader import Reader
-from pipelines.readers.sharegpt import ShareGptReader
-from schemas.record import PER_MILLE, PIXELS, BoxMark, BoxSpace, DialogueTurn, ImageMark, ImageRef, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import Reader
+from boxcar.pipelines.readers.sharegpt import ShareGptReader
+from boxcar.schemas.record import PER_MILLE, PIXELS, BoxMark, BoxSpace, DialogueTurn, ImageMark, ImageRef, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 Row = dict[str, Any]
 

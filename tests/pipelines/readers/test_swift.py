@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.reader import Reader
-from pipelines.readers.swift import SwiftReader
-from schemas.record import PER_MILLE, PIXELS, RELATIVE, BoxMark, DialogueTurn, ImageMark, ImageRef, Record, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import Reader
+from boxcar.pipelines.readers.swift import SwiftReader
+from boxcar.schemas.record import PER_MILLE, PIXELS, RELATIVE, BoxMark, DialogueTurn, ImageMark, ImageRef, Record, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 Row = dict[str, Any]
 

@@ -4,14 +4,15 @@ from typing import Any
 
 import pytest
 
-from pipelines.file_per_image import ROWS_PER_BATCH
-from pipelines.readers.reader import Reader, SourcePlan
-from pipelines.readers.voc import VocReader
-from schemas.errors import AnnotationError
-from schemas.record import PIXELS, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.pipelines.readers.shared.file_per_image import ROWS_PER_BATCH
+from boxcar.pipelines.readers.voc import VocReader
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import PIXELS, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
+from tests.places import SHARED
 
-BCCD = Path(__file__).parents[3].parent / "shared/data/bccd"
+BCCD = SHARED / "data/bccd"
 
 
 def thing(name: str = "cat", corners: Iterable[object] = (10, 20, 30, 40), more: str = "") -> str:

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.readers.reader import Reader, SourcePlan
-from pipelines.readers.yolo import YoloReader
-from schemas.errors import AnnotationError
-from schemas.record import RELATIVE, ImageRef, Record, Region, Rejected
-from schemas.workflow import SourceConfig
+from boxcar.pipelines.readers.reader import Reader, SourcePlan
+from boxcar.pipelines.readers.yolo import YoloReader
+from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import RELATIVE, ImageRef, Record, Region, Rejected
+from boxcar.schemas.workflow import SourceConfig
 
 BOX = "0 0.5 0.5 0.25 0.5"
 NAMES = "names: [cat, dog]\n"

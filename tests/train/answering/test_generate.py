@@ -5,13 +5,13 @@ from typing import Any
 import pytest
 import torch
 
-from pipelines.families.patches import PixelLimits
-from pipelines.frame import Frame
-from pipelines.tokens import load_tokenizer
+from boxcar.pipelines.families.patches import PixelLimits
+from boxcar.pipelines.tokens.frame import Frame
+from boxcar.pipelines.tokens.tokenizer import load_tokenizer
+from boxcar.train.answering.adapter import Opened
+from boxcar.train.answering.generate import LEAST_LOGPROB, Reply, box_scores, generate
 from tests.small_tokenizers import folder_of
 from tests.train.tiny import FAMILIES, padded_batch, random_documents, tiny_base
-from train.answering.adapter import Opened
-from train.answering.generate import LEAST_LOGPROB, Reply, box_scores, generate
 
 
 @pytest.fixture(scope="module", params=FAMILIES)

@@ -10,10 +10,10 @@ from hypothesis import assume, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pipelines.families.box_text import BoxText, render
-from pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.families.box_text import BoxText, render
+from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.train.answering.parse import ParsedReply, parse, points_to_original_px, to_original_px
 from tests.train.answering.replies_golden import REPLIES, Golden
-from train.answering.parse import ParsedReply, parse, points_to_original_px, to_original_px
 
 RESIZED = (1000, 800)
 EVERY_FAMILY = sorted(FAMILIES)
@@ -73,7 +73,7 @@ def test_boxes_go_back_to_pixels_by_the_family_s_grid(family: str, expected: lis
 # ---- what is written is read strictly
 
 SPECIAL = re.compile(r"</?(?:ref|box|img|quad)>|<imgpad>|<\|.*?\|>|</?s>|<unk>", re.DOTALL)
-"""What no label may hold: `pipelines.texts` refuses the special tokens of any family."""
+"""What no label may hold: `pipelines.turns.texts` refuses the special tokens of any family."""
 LABEL_PIECES = [
     *"\"'\\]}{[)(<>,;:. \n\t0",
     *('"]', '": "', "]]", "[[", '\\"', "\\u0041", "```", "```json\n[\n\t", "<ref", "/box>", "<think>", "</think>", "<answer>", "12"),

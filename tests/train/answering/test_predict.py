@@ -10,17 +10,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipelines.frame import build_frame
-from schemas.adapter import AdapterCard
-from schemas.errors import BoxcarError, ConfigError, ContractError, ImageError
+from boxcar.pipelines.tokens.frame import build_frame
+from boxcar.schemas.adapter import AdapterCard
+from boxcar.schemas.errors import BoxcarError, ConfigError, ContractError, ImageError
+from boxcar.train.answering.adapter import find_adapter, open_adapter
+from boxcar.train.answering.ask import Asker, Query
+from boxcar.train.answering.predict import Asked, PredictConfig, Predictor, as_json, stepwise
+from boxcar.train.answering.predict_job import PredictSpec, predict_file, trained_turns, usual_task
+from boxcar.train.data.documents import prompt_of
+from boxcar.train.data.store import ShardStore
 from tests.small_adapter import train_adapter
 from tests.small_sets import copy_demo, demo_config, run
-from train.answering.adapter import find_adapter, open_adapter
-from train.answering.ask import Asker, Query
-from train.answering.predict import Asked, PredictConfig, Predictor, as_json, stepwise
-from train.answering.predict_job import PredictSpec, predict_file, trained_turns, usual_task
-from train.documents import prompt_of
-from train.store import ShardStore
 
 CPU = torch.device("cpu")
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from train.scoring.agreement import cohen_kappa, wilson_interval
+from boxcar.train.scoring.agreement import cohen_kappa, wilson_interval
 
 
 def test_kappa_by_hand() -> None:

@@ -3,8 +3,8 @@
 import pyarrow as pa
 import pytest
 
-from schemas.errors import ConfigError
-from train.scoring.captions import caption_figures, words
+from boxcar.schemas.errors import ConfigError
+from boxcar.train.scoring.captions import caption_figures, words
 
 pytest.importorskip("pycocoevalcap", reason="caption metrics are an extra")
 

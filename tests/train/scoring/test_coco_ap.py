@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 
-from schemas.errors import ConfigError
+from boxcar.schemas.errors import ConfigError
+from boxcar.train.scoring.coco_ap import STATS, coco_ap
 from tests.train.scoring.small_scores import table, turn
-from train.scoring.coco_ap import STATS, coco_ap
 
 pytest.importorskip("faster_coco_eval", reason="needs the extra `eval`")
 

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pytest
 import torch
 
-from schemas.adapter import loads
-from schemas.errors import ConfigError, ContractError
-from schemas.evaluation import EvaluateConfig
+from boxcar.schemas.adapter import loads
+from boxcar.schemas.errors import ConfigError, ContractError
+from boxcar.schemas.evaluation import EvaluateConfig
+from boxcar.train.answering.adapter import Opened, open_adapter
+from boxcar.train.answering.predict import PredictConfig
+from boxcar.train.data.store import ShardStore
+from boxcar.train.scoring.evaluate import ANSWERS_SCHEMA, answer_all, answers_table, evaluate, finished, slice_of
+from boxcar.train.scoring.score import results_of, score
+from boxcar.train.scoring.scored import SCORED_SCHEMA
 from tests import small_sets
 from tests.small_adapter import train_adapter
 from tests.small_sets import copy_demo, demo_config, run
-from train.answering.adapter import Opened, open_adapter
-from train.answering.predict import PredictConfig
-from train.scoring.evaluate import ANSWERS_SCHEMA, answer_all, answers_table, evaluate, finished, slice_of
-from train.scoring.score import results_of, score
-from train.scoring.scored import SCORED_SCHEMA
-from train.store import ShardStore
 
 
 @pytest.fixture(scope="module")
@@ -147,8 +147,8 @@ def test_no_turn_to_ask(scenes: Path, opened: Opened) -> None:
 
 def test_a_perfect_reply_scores_one(scenes: Path, opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """The truth's own text as the reply: every figure is what rounding to the family's grid leaves."""
-    from train.answering import predict  # noqa: PLC0415
-    from train.answering.generate import Reply  # noqa: PLC0415
+    from boxcar.train.answering import predict  # noqa: PLC0415
+    from boxcar.train.answering.generate import Reply  # noqa: PLC0415
 
     shards = [str(scenes / "shards")]
     store = ShardStore(shards)

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from pipelines import geometry
-from schemas.errors import ShardError
+from boxcar.pipelines.boxes import geometry
+from boxcar.schemas.errors import ShardError
+from boxcar.train.scoring.score import OBJECT_IOUS, Results, markdown, score
+from boxcar.train.scoring.scored import SCORED_SCHEMA, scored
 from tests.train.scoring.small_scores import table, turn
-from train.scoring.score import OBJECT_IOUS, Results, markdown, score
-from train.scoring.scored import SCORED_SCHEMA, scored
 
 A = (0, 0, 10, 10)
 HALF = (0, 0, 10, 5)

@@ -16,8 +16,9 @@ from boxcar.pipelines.readers.catalog import find_reader
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.record import BoxMark, Record
 from boxcar.schemas.workflow import SourceConfig
-from boxcar.tools.exporting.export_data import export_data, llama_factory_size
+from boxcar.tools.exporting.export_data import export_data
 from boxcar.tools.exporting.export_results import export_results
+from boxcar.tools.exporting.to_llama_factory import llama_factory_size
 from tests.small_results import write_results
 from tests.small_sets import config, picture, read_rows, run, write_coco
 from tests.tools.test_cli import invoke, mistake

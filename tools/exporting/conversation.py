@@ -1,0 +1,98 @@
+"""What exporters of shards share: the job, image files, and rows as the conversations of other programs."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from boxcar.pipelines.families.patches import SmartResize
+from boxcar.pipelines.tokens.frame import Frame
+from boxcar.schemas.errors import ConfigError
+from boxcar.tools.exporting.export_files import ImageFile, ImageFiles
+from boxcar.train.data.store import Row, ShardStore
+
+PLACEHOLDERS = ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>")
+"""What these programs take for their own marks wherever it stands."""
+
+
+@dataclass
+class Job:
+    """What every exporter needs."""
+
+    store: ShardStore
+    frame: Frame
+    files: ImageFiles
+    out: Path
+    counts: Counter[str]
+
+    def rows(self) -> Iterator[Row]:
+        return map(self.store.whole_row, range(self.store.num_rows))
+
+    def write(self, name: str, content: object) -> None:
+        (self.out / name).write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def boxes_in_file(file: ImageFile, boxes: Any, image: Mapping[str, Any]) -> list[list[float]]:
+    """Boxes (N, 4) in pixels of the upright original -> xyxy in pixels of the file, to the thousandth."""
+    scale = np.tile(np.array(file.size_wh) / [image["width"], image["height"]], 2)
+    return [[round(value, 3) for value in box] for box in (np.array(boxes, float).reshape(-1, 4) * scale).tolist()]
+
+
+def usable_turns(job: Job, row: Row) -> list[dict[str, Any]]:
+    """Turns that can be said in another program's conversation; a dialogue as a whole or not at all."""
+    turns: list[dict[str, Any]] = []
+    for turn in row["turns"]:
+        if not any(mark in text for mark in PLACEHOLDERS for text in (turn["question"], turn["answer"])):
+            turns.append(turn)
+            continue
+        job.counts["left out: turns whose text holds one of " + " ".join(PLACEHOLDERS)] += 1
+        if row["ordered"]:
+            job.counts["left out: turns of such dialogues"] += len(row["turns"]) - 1
+            return []
+    return turns
+
+
+def system_prompt(job: Job, row: Row) -> str | None:
+    """The row's system prompt, as its header says it; None where there is none."""
+    chat = job.frame.family.chat
+    num_images = 0 if row["ordered"] else len(row["images"])
+    header = list(row["header_ids"])
+    if header == job.frame.header_ids(None, num_images):
+        return chat.default_system
+    text = job.frame.tokenizer.backend.decode(header, skip_special_tokens=False)
+    before, after = chat.header("\0", num_images).split("\0")
+    assert text.startswith(before), "a header with a system prompt of its own"
+    return text[len(before) : len(text) - len(after)]
+
+
+def questions_with_images(job: Job, row: Row, texts: list[str]) -> list[str]:
+    """Questions with <image> where the images stand: before the first one, or where a dialogue has them."""
+    if row["ordered"]:
+        for number in range(len(row["images"])):
+            mark = job.frame.family.chat.image_in_question(number + 1)
+            place = next((place for place, text in enumerate(texts) if mark in text), None)
+            assert place is not None, "a dialogue shows every image it has"
+            texts[place] = texts[place].replace(mark, "<image>", 1)
+        return texts
+    return ["<image>" * len(row["images"]) + texts[0], *texts[1:]]
+
+
+TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
+"""LLaMA-Factory's name of the template of each `model_type`; ms-swift finds its own from the model."""
+
+
+def require_known_resize(job: Job, program: str) -> SmartResize:
+    """The family's resize, which is one that both programs know. Raises ConfigError for other families."""
+    family = job.frame.family
+    if family.network.model_type not in TEMPLATES or not isinstance(family.resize, SmartResize):
+        raise ConfigError(
+            "--to",
+            found=f"{program} for shards of {family.title}",
+            expected=f"shards of a family that it trains as Boxcar does: {', '.join(TEMPLATES)}",
+            fix="Convert for one of them, or export COCO.",
+        )
+    return family.resize

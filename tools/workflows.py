@@ -67,7 +67,7 @@ def load_any(path: Path, name: str, overrides: Sequence[str] = ()) -> Workflow:
     try:
         return Workflow.model_validate(_with_overrides(dict(raw), overrides))
     except ValidationError as error:
-        raise _config_error(path, name, error) from error
+        raise config_error(str(path), error, name) from error
 
 
 def load_workflow(path: Path, name: str, section: str, overrides: Sequence[str] = ()) -> Workflow:
@@ -83,7 +83,7 @@ def load_workflow(path: Path, name: str, section: str, overrides: Sequence[str] 
     try:
         return Workflow.model_validate(merged)
     except ValidationError as error:
-        raise _config_error(path, name, error) from error
+        raise config_error(str(path), error, name) from error
 
 
 def file_of(path: Path, name: str) -> Path:
@@ -121,11 +121,11 @@ def _with_overrides(section: dict[str, Any], overrides: Sequence[str]) -> dict[s
     return section
 
 
-def _config_error(path: Path, name: str, error: ValidationError) -> ConfigError:
-    """All mistakes at once, each with its place, what was found and what is allowed."""
+def config_error(where: str, error: ValidationError, *prefix: str) -> ConfigError:
+    """All mistakes at once, each with its place, what was found and what is allowed. prefix: what stands before a place."""
     problems = []
     for entry in error.errors(include_url=False):
-        place = ".".join(str(part) for part in (name, *entry["loc"]))
+        place = ".".join(str(part) for part in (*prefix, *entry["loc"]))
         if entry["type"] == "extra_forbidden":
             problems.append(f"{place}: unknown key, expected {_known_keys(entry['loc'][:-1])}")
         elif entry["type"] == "missing":
@@ -135,7 +135,7 @@ def _config_error(path: Path, name: str, error: ValidationError) -> ConfigError:
         else:
             problems.append(f"{place}: found {entry['input']!r}, {entry['msg'][:1].lower()}{entry['msg'][1:]}")
     shown = problems[0] if len(problems) == 1 else "\n  " + "\n  ".join(problems) + "\n"
-    return ConfigError(str(path), found=shown, expected="the keys and values that `boxcar schema` describes")
+    return ConfigError(where, found=shown, expected="the keys and values that `boxcar schema` describes")
 
 
 def _known_keys(location: Sequence[int | str]) -> str:

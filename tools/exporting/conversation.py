@@ -13,6 +13,7 @@ from boxcar.pipelines.families.patches import SmartResize
 from boxcar.pipelines.tokens.frame import Frame
 from boxcar.schemas.errors import ConfigError
 from boxcar.tools.exporting.export_files import ImageFile, ImageFiles
+from boxcar.train.data.messages import question_parts
 from boxcar.train.data.store import Row, ShardStore
 
 PLACEHOLDERS = ("<image>", "<video>", "<audio>", "<bbox>", "<ref-object>")
@@ -56,29 +57,9 @@ def usable_turns(job: Job, row: Row) -> list[dict[str, Any]]:
     return turns
 
 
-def system_prompt(job: Job, row: Row) -> str | None:
-    """The row's system prompt, as its header says it; None where there is none."""
-    chat = job.frame.family.chat
-    num_images = 0 if row["ordered"] else len(row["images"])
-    header = list(row["header_ids"])
-    if header == job.frame.header_ids(None, num_images):
-        return chat.default_system
-    text = job.frame.tokenizer.backend.decode(header, skip_special_tokens=False)
-    before, after = chat.header("\0", num_images).split("\0")
-    assert text.startswith(before), "a header with a system prompt of its own"
-    return text[len(before) : len(text) - len(after)]
-
-
 def questions_with_images(job: Job, row: Row, texts: list[str]) -> list[str]:
     """Questions with <image> where the images stand: before the first one, or where a dialogue has them."""
-    if row["ordered"]:
-        for number in range(len(row["images"])):
-            mark = job.frame.family.chat.image_in_question(number + 1)
-            place = next((place for place, text in enumerate(texts) if mark in text), None)
-            assert place is not None, "a dialogue shows every image it has"
-            texts[place] = texts[place].replace(mark, "<image>", 1)
-        return texts
-    return ["<image>" * len(row["images"]) + texts[0], *texts[1:]]
+    return ["".join("<image>" if part is None else part for part in parts) for parts in question_parts(job.frame.family, row, texts)]
 
 
 TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}

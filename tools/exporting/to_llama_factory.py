@@ -12,7 +12,8 @@ from typing import Any
 
 from boxcar.pipelines.families.box_text import ResizedPixelGrid
 from boxcar.pipelines.families.patches import PixelLimits, SmartResize
-from boxcar.tools.exporting.conversation import TEMPLATES, Job, questions_with_images, require_known_resize, system_prompt, usable_turns
+from boxcar.tools.exporting.conversation import TEMPLATES, Job, questions_with_images, require_known_resize, usable_turns
+from boxcar.train.data.messages import system_prompt
 
 LEAST_SIDE_PX = 28
 """LLaMA-Factory's plug-in for Qwen2-VL brings every side up to this."""
@@ -96,7 +97,7 @@ def write_llama_factory(job: Job) -> str:
             for role, text in (("user", question), ("assistant", turn["answer"]))
         ]
         entry: dict[str, Any] = {"id": row["sample_id"], "messages": messages, "images": paths}
-        if (system := system_prompt(job, row)) is not None:
+        if (system := system_prompt(job.frame, row)) is not None:
             entry["system"] = system
         conversations.append(entry)
         job.counts.update({"conversations": 1, "turns": len(turns)})

@@ -10,7 +10,8 @@ from functools import partial
 from typing import Any
 
 from boxcar.pipelines.families.box_text import TaggedBoxText
-from boxcar.tools.exporting.conversation import Job, boxes_in_file, questions_with_images, require_known_resize, system_prompt, usable_turns
+from boxcar.tools.exporting.conversation import Job, boxes_in_file, questions_with_images, require_known_resize, usable_turns
+from boxcar.train.data.messages import system_prompt
 from boxcar.train.data.store import Row
 
 _SWIFT_README = """
@@ -89,7 +90,7 @@ def _swift_row(job: Job, row: Row, mark: _Mark) -> dict[str, Any] | None:
     refs: list[str] = []
     bbox: list[list[float]] = []
     image_ids: list[int] = []
-    if (system := system_prompt(job, row)) is not None:
+    if (system := system_prompt(job.frame, row)) is not None:
         messages.append({"role": "system", "content": system})
     questions, answers = [], []
     for turn in usable_turns(job, row):

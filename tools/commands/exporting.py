@@ -27,20 +27,26 @@ def export(adapter: str, out: Path, merge: bool, base: str, tokenizer: str) -> N
 
 @click.command("export-data")
 @click.argument("shards")
-@click.option("--to", required=True, type=click.Choice(["coco", "llama-factory", "ms-swift"]), help="Who is to read it.")
+@click.option("--to", required=True, type=click.Choice(["coco", "llama-factory", "ms-swift", "parquet"]), help="Who is to read it.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
 @click.option("--tokenizer", default="", help="Where the tokenizer is now, if it has moved.")
-def export_data(shards: str, to: str, out: Path, tokenizer: str) -> None:
-    """Write SHARDS for another program, boxes in the frame that it will really use; README.txt in the folder says which.
+@click.option(
+    "--images", type=click.Choice(["bytes", "paths"]), default="bytes", show_default=True, help="parquet: the images, or their paths."
+)
+def export_data(shards: str, to: str, out: Path, tokenizer: str, images: str) -> None:
+    """Write SHARDS for another program, with boxes in the coordinates that it really uses; README in the folder says which.
+
+    parquet is read by datasets.load_dataset, TRL and polars.
 
     \b
     boxcar export-data shards/coco_qwen25vl --to llama-factory --out lf
     boxcar export-data shards/coco_qwen25vl --to ms-swift --out swift
     boxcar export-data shards/coco_qwen25vl --to coco --out coco
+    boxcar export-data shards/coco_qwen25vl --to parquet --out parquet
     """
     from boxcar.tools.exporting.export_data import export_data as write
 
-    _tell_counts(out / "README.txt", write(shards, to, out, tokenizer))
+    _tell_counts(*write(shards, to, out, tokenizer, image_bytes=images == "bytes"))
 
 
 @click.command("export-results")

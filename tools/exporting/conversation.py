@@ -29,6 +29,8 @@ class Job:
     files: ImageFiles
     out: Path
     counts: Counter[str]
+    image_bytes: bool = True
+    """parquet: whether the images themselves are written, or their paths."""
 
     def rows(self) -> Iterator[Row]:
         return map(self.store.whole_row, range(self.store.num_rows))

@@ -81,7 +81,7 @@ def _fractions(boxes: Any, size_wh: Any) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "shrunk"])
 def test_coco_is_read_back_by_our_reader(shards: dict[str, Path], demo: Path, tmp_path: Path, name: str) -> None:
-    counts = export_data(str(shards[name]), "coco", tmp_path / "coco")
+    _, counts = export_data(str(shards[name]), "coco", tmp_path / "coco")
     content = json.loads((tmp_path / "coco" / "instances.json").read_text())
     assert counts["boxes"] == len(content["annotations"]) == 13
     assert counts["images"] == 4
@@ -125,7 +125,7 @@ def test_llama_factory_s_size_is_its_own() -> None:
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl", "shrunk"])
 def test_llama_factory_sees_the_frame_that_the_numbers_are_of(shards: dict[str, Path], tmp_path: Path, name: str) -> None:
     out = tmp_path / "lf"
-    counts = export_data(str(shards[name]), "llama-factory", out)
+    _, counts = export_data(str(shards[name]), "llama-factory", out)
     rows = {row["sample_id"]: row for row in read_rows(shards[name])}
     family = find_family("qwen2_5_vl" if name == "shrunk" else name)
     assert isinstance(family.resize, SmartResize)
@@ -248,7 +248,7 @@ def test_text_that_is_another_program_s_mark_is_left_out(demo: Path, tmp_path: P
     annotations = write_coco(tmp_path, [{"id": 1, "file_name": "1.jpg", "width": 64, "height": 48}], boxes, ("<image>", "dog"))
     run(config(annotations, tmp_path / "shards", demo / "tokenizer", images=str(tmp_path / "images")))
     for to, name in (("llama-factory", "data.json"), ("ms-swift", "data.jsonl")):
-        counts = export_data(str(tmp_path / "shards"), to, tmp_path / to)
+        _, counts = export_data(str(tmp_path / "shards"), to, tmp_path / to)
         assert sum(count for reason, count in counts.items() if "<image>" in reason) > 0
         text = (tmp_path / to / name).read_text()
         assert text.count("<image>") == 1, "the image's own place"

@@ -162,7 +162,7 @@ def resolve_paths(config: ConvertConfig) -> ConvertConfig:
     return config.model_copy(update=changes)
 
 
-def images_root(config: ConvertConfig) -> str:
+def images_root(config: SourceConfig) -> str:
     """Where relative image paths start: `images`, else the folder of the annotations."""
     if config.images:
         return config.images

@@ -13,6 +13,7 @@ EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
 COMMANDS = {
+    "init": "running",
     "run": "running",
     "audit": "auditing",
     "diff": "auditing",

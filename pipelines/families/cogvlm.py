@@ -49,11 +49,13 @@ def _template(*, chat: bool) -> ChatTemplate:
     )
 
 
-def _family(name: str, title: str, side: int, *, chat: bool) -> Family:
+def _family(name: str, title: str, side: int, checkpoint: str, *, chat: bool) -> Family:
     return Family(
         name=name,
         title=title,
         upstream="zai-org/CogVLM utils/utils; modeling_cogvlm.py of cogvlm-chat-hf",
+        checkpoint=checkpoint,
+        tokenizer="lmsys/vicuna-7b-v1.5",
         resize=SquareResize(side=side, patch=14, num_visual_tokens=(side // 14) ** 2, span=3),
         grid=ThousandthGrid("floor"),
         box_text=BracketBoxText(),
@@ -67,6 +69,12 @@ def _family(name: str, title: str, side: int, *, chat: bool) -> Family:
     )
 
 
-COGVLM_490 = _family("cogvlm", "CogVLM v1 490 px, base template (cogvlm-grounding-generalist, grounding-base)", 490, chat=False)
-COGVLM_CHAT_490 = _family("cogvlm_chat", "CogVLM v1 490 px, chat template (cogvlm-chat)", 490, chat=True)
-COGVLM_224 = _family("cogvlm_224", "CogVLM v1 224 px, base template (cogvlm-base-224)", 224, chat=False)
+COGVLM_490 = _family(
+    "cogvlm",
+    "CogVLM v1 490 px, base template (cogvlm-grounding-generalist, grounding-base)",
+    490,
+    "zai-org/cogvlm-grounding-generalist-hf",
+    chat=False,
+)
+COGVLM_CHAT_490 = _family("cogvlm_chat", "CogVLM v1 490 px, chat template (cogvlm-chat)", 490, "zai-org/cogvlm-chat-hf", chat=True)
+COGVLM_224 = _family("cogvlm_224", "CogVLM v1 224 px, base template (cogvlm-base-224)", 224, "zai-org/cogvlm-base-224-hf", chat=False)

@@ -30,6 +30,7 @@ FAMILY = Family(
     name="cogvlm2",
     title="CogVLM2 19B (Llama-3 chat)",
     upstream="modeling_cogvlm.py of cogvlm2-llama3-chat-19B",
+    checkpoint="zai-org/cogvlm2-llama3-chat-19B",
     resize=SquareResize(side=1344, patch=14, num_visual_tokens=2304, span=3),
     grid=ThousandthGrid("floor"),
     box_text=BracketBoxText(),

@@ -92,6 +92,8 @@ class Family:
     """The name that people know, with the checkpoints it covers."""
     upstream: str
     """The code that these conventions were checked against."""
+    checkpoint: str
+    """Hugging Face id of a published checkpoint that people start from."""
     resize: ResizeRule
     grid: CoordinateGrid
     box_text: BoxText
@@ -106,5 +108,7 @@ class Family:
     """Ids of special tokens in the published tokenizers, where known: a tokenizer that differs is reported, not refused."""
     image_normalisation: str = "clip"
     """"clip" (CLIP's mean and standard deviation) or "half" (0.5 and 0.5)."""
+    tokenizer: str = ""
+    """Hugging Face id of the tokenizer where the checkpoint does not hold it."""
     notes: str = ""
     """What a user should know before choosing this family."""

@@ -25,6 +25,7 @@ FAMILY = Family(
     name="qwen2_5_vl",
     title="Qwen2.5-VL (3B, 7B, 32B, 72B)",
     upstream="transformers 5.23.0 qwen2_5_vl; QwenLM/Qwen3-VL cookbooks/process_bbox.ipynb",
+    checkpoint="Qwen/Qwen2.5-VL-7B-Instruct",
     resize=SmartResize(patch=14, merge=2, published_limits=PixelLimits(3136, 12_845_056)),
     grid=ResizedPixelGrid(),
     box_text=JsonBoxText(),

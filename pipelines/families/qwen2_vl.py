@@ -23,6 +23,7 @@ FAMILY = Family(
     name="qwen2_vl",
     title="Qwen2-VL (2B, 7B, 72B)",
     upstream="transformers 5.23.0 qwen2_vl; QwenLM/Qwen3-VL cookbooks/process_bbox.ipynb",
+    checkpoint="Qwen/Qwen2-VL-7B-Instruct",
     resize=SmartResize(patch=14, merge=2, published_limits=PixelLimits(3136, 12_845_056)),
     grid=ThousandthGrid("round"),
     box_text=TaggedBoxText(*_TAGS),

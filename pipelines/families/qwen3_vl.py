@@ -22,6 +22,7 @@ FAMILY = Family(
     name="qwen3_vl",
     title="Qwen3-VL (2B, 4B, 8B, 32B, 30B-A3B, 235B-A22B; Instruct)",
     upstream="transformers 5.23.0 qwen3_vl; QwenLM/Qwen3-VL evaluation/ODinW-13",
+    checkpoint="Qwen/Qwen3-VL-8B-Instruct",
     resize=SmartResize(patch=16, merge=2, published_limits=PixelLimits(65_536, 16_777_216)),
     grid=ThousandthGrid("round"),
     box_text=JsonBoxText(),

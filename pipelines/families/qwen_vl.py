@@ -30,6 +30,7 @@ FAMILY = Family(
     name="qwen_vl",
     title="Qwen-VL-Chat and Qwen-VL (version 1)",
     upstream="QwenLM/Qwen-VL tokenization_qwen.py, visual.py, finetune.py",
+    checkpoint="Qwen/Qwen-VL-Chat",
     resize=SquareResize(side=448, patch=14, num_visual_tokens=256, span=258),
     grid=ThousandthGrid("floor"),
     box_text=TaggedBoxText(*_TAGS),

@@ -16,7 +16,11 @@ def question_parts(family: Family, row: Row, questions: Sequence[str]) -> list[l
         return [[*([None] * len(row["images"]) if number == 0 else []), text] for number, text in enumerate(questions)]
     parts: list[list[Part]] = [[text] for text in questions]
     for number in range(1, len(row["images"]) + 1):
-        _cut_at(parts, family.chat.image_in_question(number))
+        mark = family.chat.image_in_question(number)
+        if mark:
+            _cut_at(parts, mark)
+        else:  # the template has the image before every question (CogVLM)
+            parts[0].insert(0, None)
     return [[part for part in one if part != ""] for one in parts]
 
 

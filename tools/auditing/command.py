@@ -15,9 +15,10 @@ from boxcar.schemas.workflow import Workflow
 from boxcar.tools.auditing.diff import differences, load_side
 from boxcar.tools.auditing.result import RESULT_NAME, AuditResult, FamilyResult
 from boxcar.tools.auditing.run import Request, audit_shards, audit_workflow
-from boxcar.tools.auditing.tables import MIN_WIDTH, print_audit
+from boxcar.tools.auditing.tables import print_audit
 from boxcar.tools.auditing.workflow_edit import write_settings
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import result_console
 
 PAGE_NAME = "audit.html"
 
@@ -68,9 +69,7 @@ def run_audit(
     if as_json:
         print(result.dumps().decode(), end="")
     else:
-        console = Console()
-        if console.width < MIN_WIDTH:
-            console = Console(width=MIN_WIDTH)
+        console = result_console()
         print_audit(console, result, page=page_path, folder=str(folder))
         for line in changes:
             console.print(visible(f"{file}, {name}.convert: {line}"), style="green", markup=False, soft_wrap=True)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from boxcar.pipelines.turns.lint import ABOUT
@@ -12,10 +11,9 @@ from boxcar.schemas.manifest import MAX_EXAMPLES, Finding, Rejections
 from boxcar.tools.auditing.grid import MORE_BLUR
 from boxcar.tools.auditing.result import AuditResult, Consumer, Duplicates, FamilyResult, Setting
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table
 
 MAX_ROWS = 12
-MIN_WIDTH = 132
-"""Columns that the tables of numbers take: a narrower terminal breaks the line, never a number."""
 
 
 def print_audit(console: Console, result: AuditResult, *, page: str = "", folder: str = "") -> None:

@@ -14,6 +14,7 @@ from boxcar.schemas.manifest import Manifest
 from boxcar.schemas.workflow import ConvertConfig
 from boxcar.tools.converting.summary import print_summary
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import result_console
 
 
 class _Bar:
@@ -80,7 +81,7 @@ def convert_with_progress(config: ConvertConfig, *, as_json: bool) -> None:
     if as_json:
         print(msgspec.json.encode(manifest.counts, order="sorted").decode())
     else:
-        print_summary(Console(), manifest, config.output)
+        print_summary(result_console(), manifest, config.output)
     if not manifest.counts.records_written:
         hint = "Nothing was written: every record was rejected, for the reasons above."
         errors.print(

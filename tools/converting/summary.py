@@ -2,11 +2,11 @@
 
 from rich.console import Console, Group
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from boxcar.schemas.manifest import MAX_EXAMPLES, Counts, Finding, Manifest
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table
 
 PERCENTILES = (50, 90, 95, 99, 100)
 

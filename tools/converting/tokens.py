@@ -7,8 +7,6 @@ from typing import Annotated, Any, TextIO
 
 import msgspec
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from boxcar.pipelines.families.catalog import FAMILIES, find_family
 from boxcar.pipelines.families.family import Family
@@ -16,6 +14,7 @@ from boxcar.pipelines.families.patches import PixelLimits, ResizedSizes
 from boxcar.pipelines.readers.catalog import READERS
 from boxcar.pipelines.tokens.frame import resolve_limits
 from boxcar.schemas.errors import ConfigError
+from boxcar.tools.tables import Table, result_console
 
 _SIZE = re.compile(r"(\d{1,7})[xX*](\d{1,7})")
 LINES_AT_ONCE = 65_536
@@ -74,7 +73,7 @@ def print_table(family_name: str, arguments: Sequence[str]) -> None:
             f"{result.position_span[row]:,}",
         )
     if table.row_count:
-        Console().print(table)
+        result_console().print(table)
     if refusals:
         raise ConfigError(family.name, found="; ".join(refusals), expected="images that the family takes")
 
@@ -166,7 +165,7 @@ def print_families() -> None:
         limits = family.resize.published_limits
         pixels = f"{limits.min_pixels:,}..{limits.max_pixels:,}" if family.resize.limits_matter else "one size"
         table.add_row(family.name, family.title, family.resize.description, family.grid.description, pixels)
-    Console().print(table)
+    result_console().print(table)
 
 
 def print_formats() -> None:
@@ -178,5 +177,5 @@ def print_formats() -> None:
     for name, reader in READERS.items():
         about = (type(reader).__doc__ or sys.modules[type(reader).__module__].__doc__ or "").strip().partition("\n")[0]
         table.add_row(name, about, ", ".join(sorted(reader.uses - common)) or "none")
-    Console().print(table)
-    Console().print(f"common keys: {', '.join(sorted(common))}", soft_wrap=True)
+    result_console().print(table)
+    result_console().print(f"common keys: {', '.join(sorted(common))}", soft_wrap=True)

@@ -6,13 +6,13 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.evaluation import EvaluateConfig
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table, result_console
 from boxcar.train.job import complete_run, resolve
 from boxcar.train.scoring.evaluate import compared, evaluate, finished
 
@@ -67,7 +67,7 @@ def evaluate_with_progress(workflow: Workflow, name: str, *, as_json: bool) -> N
     if as_json:
         print(json.dumps(results, ensure_ascii=False))
         return
-    console = Console(soft_wrap=True)
+    console = result_console(soft_wrap=True)
     if known:
         console.print("Measured before: same adapter, shards and settings.")
     print_results(results, console)

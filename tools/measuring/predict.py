@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from rich.text import Text
 
 from boxcar.pipelines import storage
 from boxcar.pipelines.images.image_file import load_image
 from boxcar.schemas.record import Language
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table, result_console
 from boxcar.train.answering.ask import Query
 from boxcar.train.answering.predict import Answer, as_json, stepwise
 from boxcar.train.answering.predict_job import PredictSpec, open_predictor, predict_file, trained_turns, usual_task
@@ -85,7 +85,7 @@ def _tell(answers: list[Answer], image: str, draw: Path | None, *, as_lines: boo
         for answer in answers:
             print(json.dumps(as_json(answer), ensure_ascii=False))
     else:
-        console = Console(soft_wrap=True)
+        console = result_console(soft_wrap=True)
         for answer in answers:
             _print(console, answer)
     if draw is not None:

@@ -25,11 +25,11 @@ from typing import Any
 import msgspec
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from boxcar.schemas.errors import ConfigError
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table, result_console
 from boxcar.train.scoring.agreement import cohen_kappa, wilson_interval
 
 RATINGS: Mapping[str, str] = {"right": "right", "loose": "loose", "wrong": "wrong thing", "none": "should be none"}
@@ -305,7 +305,7 @@ def _correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
 
 
 def _print(figures: dict[str, Any]) -> None:
-    console = Console(soft_wrap=True)
+    console = result_console(soft_wrap=True)
     answers = [*RATINGS, *([DISPUTED] if DISPUTED in figures["all"] else [])]
     table = Table("rated by", "questions", *[RATINGS.get(answer, answer) for answer in answers], title="Rates in percent, 95 % intervals")
     groups = [*figures["raters"].items(), ("all of them", figures["all"])]

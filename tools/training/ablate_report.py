@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.training import ScheduleKind
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table, result_console
 from boxcar.tools.training.ablate import Ablation, Arm, ablate
 from boxcar.tools.training.paired import LEVEL, MIN_PAIRS, Difference, difference, summary
 from boxcar.tools.training.plan_report import GRID, INK, SOFT
@@ -60,7 +60,7 @@ def ablate_with_progress(
     if as_json:
         print(json.dumps(as_dict(found), indent=1))
     else:
-        print_ablation(Console(soft_wrap=True), found, plot)
+        print_ablation(result_console(soft_wrap=True), found, plot)
 
 
 def _require_drawable(plot: Path) -> None:

@@ -8,12 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from rich.console import Console
-from rich.table import Table
 
 from boxcar.pipelines import storage
 from boxcar.pipelines.cluster import connected
 from boxcar.schemas.training import TrainConfig
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table
 from boxcar.train.running.nodes import ABSENT, Needs, NodeFacts, alike, all_problems, hosts_with, node_facts, survey
 
 MAX_UPLOAD_BYTES = 100 << 20

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 from rich.text import Text
 
 from boxcar.schemas.errors import ConfigError
@@ -20,6 +19,7 @@ from boxcar.schemas.task import TASK_NAMES
 from boxcar.schemas.training import PlanConfig
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.plain import visible
+from boxcar.tools.tables import Table, result_console
 from boxcar.train.planning.index import QUANTILES, PlanIndex, read_index
 from boxcar.train.planning.plan import plan_epoch, stages_of
 from boxcar.train.planning.plan_table import Plan
@@ -49,7 +49,7 @@ def report(workflow: Workflow, name: str, epoch: int, *, as_json: bool, plot: Pa
     if as_json:
         print(json.dumps(as_dict(plan, name), indent=1))
     else:
-        print_plan(Console(), plan, config, name, plot)
+        print_plan(result_console(), plan, config, name, plot)
 
 
 def with_shards(workflow: Workflow) -> PlanConfig:

@@ -52,17 +52,24 @@ class Table(rich_table.Table):
             yield _plain(console, self.title, "bold")
         names = [_plain(console, column.header) for column in self.columns] if self.show_header else [Text("")] * len(self.columns)
         widest = max((cell_len(name.plain) for name in names[1:]), default=0)
+        first_block = True
         for row in zip(*(column.cells for column in self.columns), strict=True):
             cells = [_plain(console, cell) for cell in row]
             if not self.show_header:
                 yield Text("  ").join(cell for cell in cells if cell.plain)
                 continue
+            if not first_block:
+                yield Text("")
+            first_block = False
             first = Text("  ").join(text for text in (names[0], cells[0]) if text.plain.strip())
             yield Text.assemble(first, style="bold")
+            block = rich_table.Table.grid(padding=(0, 2, 0, 0))
+            block.add_column(width=widest)
+            block.add_column(overflow="fold")
             for name, cell in zip(names[1:], cells[1:], strict=True):
                 if cell.plain.strip():
-                    label = Text(name.plain.ljust(widest) + "  ", style="dim")
-                    yield Padding(Text.assemble(label, cell), (0, 0, 0, 2))
+                    block.add_row(Text(name.plain, style="dim"), cell)
+            yield Padding(block, (0, 0, 0, 2))
         if self.caption:
             yield _plain(console, self.caption, "dim italic")
         yield Text("")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 
 from boxcar.pipelines.storage import atomic_write, writing
 from boxcar.schemas.errors import ConfigError
@@ -18,6 +18,7 @@ from boxcar.tools.auditing.run import Request, audit_shards, audit_workflow
 from boxcar.tools.auditing.tables import print_audit
 from boxcar.tools.auditing.workflow_edit import write_settings
 from boxcar.tools.plain import visible
+from boxcar.tools.progress import Progress
 from boxcar.tools.tables import result_console
 
 PAGE_NAME = "audit.html"

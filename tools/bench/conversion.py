@@ -13,7 +13,7 @@ from boxcar.pipelines.readers.shared.coco_index import CocoAnnotation, CocoCateg
 from boxcar.pipelines.readers.shared.json_blocks import read_arrays
 from boxcar.schemas import manifest as manifests
 from boxcar.tools.bench import data
-from boxcar.tools.bench.measure import Cost, run
+from boxcar.tools.bench.measure import BOXCAR, Cost, run
 
 BYTES_PER_ANNOTATION = 520
 """Of `write_giant_coco`, and about the average of COCO 2017."""
@@ -37,7 +37,7 @@ def write_workflow(work: Path, annotations: Path, images: Path, tokenizer: Path,
 
 
 def convert_command(workflows: Path, *overrides: str) -> list[str]:
-    return ["boxcar", "convert", "bench", "--file", str(workflows), "--json", *overrides]
+    return [*BOXCAR, "convert", "bench", "--file", str(workflows), "--json", *overrides]
 
 
 def prepare(photographs: Path, work: Path, samples: int, boxes: int) -> tuple[Path, Path]:
@@ -56,7 +56,7 @@ def throughput(photographs: Path, tokenizer: Path, work: Path, samples: int, box
     output = work / f"shards-{samples}-{executor}"
     remove(output)
     workflows = write_workflow(work, annotations, images, tokenizer, output=str(output), executor=executor)
-    start = run(["boxcar", "--version"])
+    start = run([*BOXCAR, "--version"])
     cost = run(convert_command(workflows))
     _print(cost)
     counts = manifests.load(output).counts
@@ -64,7 +64,7 @@ def throughput(photographs: Path, tokenizer: Path, work: Path, samples: int, box
     print(f"samples {counts.records_written:,}, boxes {counts.boxes_kept:,}, turns {num_turns:,}, tokens {num_tokens:,}")
     print(f"CPU-ms a sample: {cost.cpu_s / samples * 1e3:.3f} (of them {start.cpu_s / samples * 1e3:.4f} to start Python)")
     if executor == "ray":
-        print("(Ray's own start and its workers are in this figure; `--executor inline` is without)")
+        print("(the start of Ray, its servers and its workers are in these figures; `--executor inline` is without them)")
 
 
 def giant_coco(photographs: Path, tokenizer: Path, work: Path, gigabytes: float, executor: str) -> None:

@@ -22,6 +22,7 @@ import yaml
 from boxcar.pipelines.convert import Progress, convert
 from boxcar.schemas.training import LossConfig, PlanConfig, ScheduleConfig
 from boxcar.schemas.workflow import ConvertConfig
+from boxcar.tools.bench.measure import BOXCAR
 from boxcar.tools.bench.planning import synthetic_index
 from boxcar.tools.quickstart.demo import write_demo
 from boxcar.train.data.store import ShardStore
@@ -214,7 +215,7 @@ def _run_folder(workflow: Path) -> Path:
 
 def _command(workflow: Path) -> list[str]:
     resume = ["--resume"] if _run_folder(workflow).exists() else []
-    return ["boxcar", "train", "bench", "--file", str(workflow), "--json", *resume]
+    return [*BOXCAR, "train", "bench", "--file", str(workflow), "--json", *resume]
 
 
 def _train(workflow: Path) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from boxcar.pipelines import convert as conversion
 from boxcar.pipelines.shards.work_folder import Commit
@@ -14,6 +14,7 @@ from boxcar.schemas.manifest import Manifest
 from boxcar.schemas.workflow import ConvertConfig
 from boxcar.tools.converting.summary import print_summary
 from boxcar.tools.plain import visible
+from boxcar.tools.progress import Progress
 from boxcar.tools.tables import result_console
 
 

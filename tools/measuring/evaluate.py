@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.evaluation import EvaluateConfig
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.plain import visible
+from boxcar.tools.progress import Progress
 from boxcar.tools.tables import Table, result_console
 from boxcar.train.job import complete_run, resolve
 from boxcar.train.scoring.evaluate import compared, evaluate, finished

@@ -8,13 +8,14 @@ from typing import Literal
 import cv2
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from boxcar.pipelines import storage
 from boxcar.pipelines.images.image_file import load_image
 from boxcar.schemas.record import Language
 from boxcar.tools.plain import visible
+from boxcar.tools.progress import Progress
 from boxcar.tools.tables import Table, result_console
 from boxcar.train.answering.ask import Query
 from boxcar.train.answering.predict import Answer, as_json, stepwise
@@ -68,9 +69,9 @@ def predict_many(spec: PredictSpec, queries: Path, out: Path, *, executor: Liter
     """Answer a file of queries. Returns the exit code: 1 where a line could not be answered."""
     with queries.open("rb") if queries.is_file() else open("/dev/null", "rb") as stream:
         total = sum(1 for line in stream if line.strip())
-    columns = TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        bar = progress.add_task("", total=total)
+        bar = progress.add_task("answers", total=total)
         counts = predict_file(
             queries, out, spec, executor=executor, num_workers=num_workers, on_progress=lambda new: progress.advance(bar, new)
         )

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
-from rich.progress import Progress
 
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.training import ScheduleKind
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.plain import visible
+from boxcar.tools.progress import Progress
 from boxcar.tools.tables import Table, result_console
 from boxcar.tools.training.ablate import Ablation, Arm, ablate
 from boxcar.tools.training.paired import LEVEL, MIN_PAIRS, Difference, difference, summary

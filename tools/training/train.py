@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 
 from boxcar.schemas.training import TrainConfig
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.plain import visible
+from boxcar.tools.progress import Progress
 from boxcar.tools.training.loss_plot import plot_losses
 from boxcar.train.job import resolve, train
 from boxcar.train.running.run_folder import METRICS

@@ -171,7 +171,7 @@ _JSON_CLOSE = "}\n]\n```"
 _FENCED_LIST = re.compile(r"```json\n(\[\n\t.*\n\])\n```", re.DOTALL)
 _NUMBER = "([0-9]{1,9})"
 """Longer numbers are no coordinates, and Python refuses to read very long ones."""
-_JSON_STRING = r'"(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+_JSON_STRING = r'"(?>(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)"'
 _JSON_BOX = re.compile(rf'\{{"bbox_2d": \[{", ".join([_NUMBER] * 4)}\](?:, "label": ({_JSON_STRING}))?\}}')
 
 
@@ -263,7 +263,7 @@ class TaggedBoxText:
         box = rf"{re.escape(self.box_open)}\({_NUMBER},{_NUMBER}\),\({_NUMBER},{_NUMBER}\){re.escape(self.box_close)}"
         # A label holds no tag: without that, text between two refs would be one, and a cut answer of n boxes take 2^n steps to refuse.
         opening, closing = re.escape(self.ref_open), re.escape(self.ref_close)
-        return rf"(?:{opening}(?P<label>(?:(?!{opening}|{closing}).)*+){closing})?{box}"
+        return rf"(?:{opening}(?P<label>(?>(?:(?!{opening}|{closing}).)*)){closing})?{box}"
 
     def parse_answer(self, text: str) -> list[TextBox] | None:
         if not re.fullmatch(f"(?:{re.sub('P<label>', ':', self._group)})+", text, re.DOTALL) or not text.startswith(self.ref_open):
@@ -286,7 +286,7 @@ class TaggedBoxText:
 
 
 _THREE_DIGITS = ",".join(["[0-9]{3}"] * 4)
-_BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?:;{_THREE_DIGITS})*+)\]\]")
+_BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?>(?:;{_THREE_DIGITS})*))\]\]")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ BOX_NOT_XYXY = "box_not_xyxy"
 # Whatever looks like numbers in double brackets; what it is, is found out then.
 _PATTERN = compile_forms(starts="[", candidate=r"\[\[(?=[^\[\]]*[0-9]\s*[,;])[-+.,;\s0-9\[\]]*?\]\]")
 _FOUR = number_list(4, "[0-9]+")
-_BOXES = re.compile(rf"\[\[{_FOUR}(?:;{_FOUR})*+\]\]")
+_BOXES = re.compile(rf"\[\[{_FOUR}(?>(?:;{_FOUR})*)\]\]")
 
 
 class _Row(msgspec.Struct):

@@ -56,7 +56,7 @@ from boxcar.schemas.workflow import SourceConfig
 UNKNOWN_IMAGE = "unknown_image"
 UNKNOWN_REGION = "unknown_region"
 
-_PATTERN = compile_forms("image", starts="<", box=r"<box:[0-9]+(?:,[0-9]+)*+(?:\|[^>]*+)?>", stray_box=r"<box:")
+_PATTERN = compile_forms("image", starts="<", box=r"<box:[0-9]+(?>(?:,[0-9]+)*)(?:\|[^>]*+)?>", stray_box=r"<box:")
 
 _Pixels = Annotated[int, msgspec.Meta(gt=0)]
 _Index = Annotated[int, msgspec.Meta(ge=0)]

@@ -70,7 +70,7 @@ _REF, _BBOX = "<ref-object>", "<bbox>"
 _SPACES = {"real": PIXELS, "norm1": RELATIVE}
 _PATTERN = compile_forms(
     *("image", "json", "stray_json", "tags", "tag_ref", "stray_tag", "ref", "brackets", "list"),
-    placeholders=rf"(?:{_REF}\s*+)?{_BBOX}(?:\s*+{_BBOX})*+",
+    placeholders=rf"(?:{_REF}\s*+)?{_BBOX}(?>(?:\s*+{_BBOX})*)",
     ref_object=_REF,
 )
 

@@ -31,10 +31,10 @@ MAX_ELEMENT_BYTES = 256 << 20
 MAX_KEY_BYTES = 64 << 10
 
 # A string that the window cuts, even right after a backslash, is one token: its brackets are text.
-_STRUCTURE = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
+_STRUCTURE = re.compile(rb'"(?>(?:[^"\\]|\\.)*)(?:"|\\?\Z)|[\[\]{}]', re.DOTALL)
 _BLANKS = b" \t\r\n"
-_KEY = re.compile(rb'\s*,?\s*("(?:[^"\\]|\\.)*+")\s*:\s*')
-_SCALAR = re.compile(rb'(?:"(?:[^"\\]|\\.)*+"|[^\s,\]}"]+)')
+_KEY = re.compile(rb'\s*,?\s*("(?>(?:[^"\\]|\\.)*)")\s*:\s*')
+_SCALAR = re.compile(rb'(?:"(?>(?:[^"\\]|\\.)*)"|[^\s,\]}"]+)')
 _SEPARATOR = re.compile(rb"\s*,?\s*")
 _UTF8_BOM = b"\xef\xbb\xbf"
 _UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

@@ -304,6 +304,9 @@ def compile_forms(*names: str, starts: str = "<[{`\"'", **more: str) -> re.Patte
     No pattern has a capturing group: the one that matched is known as the match's `lastgroup`. Every form starts with one of the characters
     `starts`, or at the start of the text. The last alternative takes all text up to the next of them, so that prose is
     scanned by one class of characters and not by every form at every letter, which is five times slower.
+
+    A repeated group that must not give back is written `(?>(?:...)*)`, not as a possessive repeat, which Python 3.11.0 to 3.11.4 (Debian 12
+    ships one of them) matches wrongly: https://github.com/python/cpython/issues/106052. A class of characters may be possessive.
     """
     forms = more | {name: FORMS[name] for name in names} | {_TEXT: rf"(?s:.)[^{re.escape(starts)}]*+"}
     return re.compile("|".join(f"(?P<{name}>{pattern})" for name, pattern in forms.items()))
@@ -315,20 +318,20 @@ def number_list(count: int, number: str = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+
 
 
 _LIST = rf"\[{number_list(4)}\]"
-_LISTS = rf"\[\s*+{_LIST}(?:\s*+,\s*+{_LIST})*+\s*+\]"
+_LISTS = rf"\[\s*+{_LIST}(?>(?:\s*+,\s*+{_LIST})*)\s*+\]"
 _PAIR = rf"\({number_list(2)}\)"
 _THREE_DIGITS = number_list(4, "[0-9]{3}")
 
 # Strings are skipped whole, for a label may hold braces.
-_STRING = r'"(?:[^"\\]|\\.)*+"'
-_OBJECT = rf'\{{(?=(?:[^{{}}"]|{_STRING})*?"(?:bbox_2d|point_2d)"\s*+:\s*+\[+\s*+[-+.0-9])(?:[^{{}}"]|{_STRING})*+\}}'
-_OBJECTS = rf"{_OBJECT}(?:\s*+(?:,\s*+)?{_OBJECT})*+"
+_STRING = r'"(?>(?:[^"\\]|\\.)*)"'
+_OBJECT = rf'\{{(?=(?:[^{{}}"]|{_STRING})*?"(?:bbox_2d|point_2d)"\s*+:\s*+\[+\s*+[-+.0-9])(?>(?:[^{{}}"]|{_STRING})*)\}}'
+_OBJECTS = rf"{_OBJECT}(?>(?:\s*+(?:,\s*+)?{_OBJECT})*)"
 _JSON = rf"\[\s*+{_OBJECTS}\s*+(?:,\s*+)?\]|{_OBJECTS}"
 _JSON = rf"```(?:json|JSON)?\s*+(?:{_JSON})\s*+```|{_JSON}"
 
-_TAG_REF = r"<\|object_ref_start\|>(?:[^<]|<(?!\|))*+<\|object_ref_end\|>"
+_TAG_REF = r"<\|object_ref_start\|>(?>(?:[^<]|<(?!\|))*)<\|object_ref_end\|>"
 _TAG_BOX = r"(?:<\|box_start\|>[^<]*+<\|box_end\|>|<\|quad_start\|>[^<]*+<\|quad_end\|>)"
-_REF = r"<ref>(?:[^<]|<(?!/?ref>))*+</ref>"
+_REF = r"<ref>(?>(?:[^<]|<(?!/?ref>))*)</ref>"
 _REF_BOX = r"(?:<box>[-+.,()\[\]\s0-9]++</box>|<quad>[-+.,()\s0-9]++</quad>)"
 
 FORMS = {
@@ -336,15 +339,15 @@ FORMS = {
     # An answer that is nothing but JSON keeps no blanks around it: whoever writes it in another family's form starts from marks alone.
     "json": rf"\A\s*+(?:{_JSON})\s*+\Z|{_JSON}",
     "stray_json": r"""["'](?:bbox_2d|point_2d)\\?["']\s*+:\s*+\[+\s*+[-+.]?[0-9]""",
-    "tags": rf"(?:{_TAG_REF}\s*+)?{_TAG_BOX}(?:\s*+{_TAG_BOX})*+",
+    "tags": rf"(?:{_TAG_REF}\s*+)?{_TAG_BOX}(?>(?:\s*+{_TAG_BOX})*)",
     "tag_ref": _TAG_REF,
     "stray_tag": r"<\|(?:object_ref|box|quad)_(?:start|end)\|>",
-    "ref": rf"(?:{_REF}\s*+)?{_REF_BOX}(?:\s*+{_REF_BOX})*+",
+    "ref": rf"(?:{_REF}\s*+)?{_REF_BOX}(?>(?:\s*+{_REF_BOX})*)",
     "ref_only": _REF,
     "stray_ref": r"</?(?:ref|box|quad|img)>",
-    "brackets": rf"\[\[{_THREE_DIGITS}(?:;{_THREE_DIGITS})*+\]\]",
+    "brackets": rf"\[\[{_THREE_DIGITS}(?>(?:;{_THREE_DIGITS})*)\]\]",
     # Any list that starts with a number or a list, taken whole, so that no row of a matrix passes for a box.
-    "list": r"(?<!\[)\[(?=\s*[-+.0-9\[])(?:[^\[\]]++|\[[^\[\]]*+\])*+\](?!\])",
+    "list": r"(?<!\[)\[(?=\s*[-+.0-9\[])(?>(?:[^\[\]]++|\[[^\[\]]*+\])*)\](?!\])",
 }
 """Patterns by name. The order in `compile_forms` matters: the whole form before its stray pieces."""
 

@@ -345,7 +345,10 @@ def check_keys(path: str, seen: set[str], wanted: list[str]) -> None:
     """Raises AnnotationError where a list is missing."""
     if missing := [key for key in wanted if key not in seen]:
         expected = f"a COCO file with {', '.join(wanted)}"
-        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix="Check `reader`.")
+        fix = "Check `reader`."
+        if "images" in seen and "annotations" in missing:
+            fix = "A file with images alone (as image_info_*.json of COCO) has no labels: name the file with the annotations."
+        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix=fix)
 
 
 def read_categories(path: str, block: Block[CocoCategory]) -> list[tuple[Id, str]]:

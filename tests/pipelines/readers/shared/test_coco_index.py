@@ -97,6 +97,7 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
         pytest.param("[]", "byte 0: found a list at the top", id="a list at the top"),
         pytest.param("\x89PNG", "byte 0: found b'.*PNG' at the top", id="an image"),
         pytest.param('{"images": []}', "found no key 'annotations', 'categories', expected a COCO file", id="missing keys"),
+        pytest.param('{"images": [], "categories": []}', "A file with images alone .as image_info_.*has no labels", id="images alone"),
         pytest.param({**FILE, "images": []}, 'found an empty list "images"', id="no images"),
         pytest.param(
             {**FILE, "images": [{"id": None}]}, r'nothing readable in the list "images" \(instances.json, byte 12', id="all broken"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -33,6 +33,9 @@ Id = int | str
 Flag = bool | int | float | None
 """0 or 1 by the format; exporters also write true, 1.0 and null."""
 
+Side = float | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,9}\Z")]
+"""Width or height in pixels; some exporters write it as a string of digits."""
+
 BROKEN_IMAGE = "broken_image_entry"
 BROKEN_ANNOTATION = "broken_annotation"
 UNKNOWN_IMAGE = "unknown_image"
@@ -43,8 +46,8 @@ class CocoImage(msgspec.Struct, gc=False):
 
     id: Id
     file_name: str = ""
-    width: float | None = None
-    height: float | None = None
+    width: Side | None = None
+    height: Side | None = None
     coco_url: str = ""
     neg_category_ids: list[Id] = []
     not_exhaustive_category_ids: list[Id] = []
@@ -169,6 +172,10 @@ def _same_type(left: pl.DataFrame, right: pl.DataFrame, key: str) -> tuple[pl.Da
     return left.with_columns(pl.col(key).cast(pl.String)), right.with_columns(pl.col(key).cast(pl.String))
 
 
+def _side_px(side: Side | None) -> float | None:
+    return float(side) if isinstance(side, str) else side
+
+
 class _Images:
     """The images of a file: written to disk block by block, with only their ids in memory."""
 
@@ -194,8 +201,8 @@ class _Images:
         columns = [
             pa.array([str(image.id) for image in images]),
             pa.array([image_path(image) for image in images], pa.string()),
-            pa.array([image.width for image in images], pa.float64()),
-            pa.array([image.height for image in images], pa.float64()),
+            pa.array([_side_px(image.width) for image in images], pa.float64()),
+            pa.array([_side_px(image.height) for image in images], pa.float64()),
             pa.array([list(map(str, image.neg_category_ids)) for image in images], pa.list_(pa.string())),
             pa.array([list(map(str, image.not_exhaustive_category_ids)) for image in images], pa.list_(pa.string())),
         ]

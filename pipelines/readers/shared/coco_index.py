@@ -172,7 +172,7 @@ def _same_type(left: pl.DataFrame, right: pl.DataFrame, key: str) -> tuple[pl.Da
     return left.with_columns(pl.col(key).cast(pl.String)), right.with_columns(pl.col(key).cast(pl.String))
 
 
-def _side_px(side: Side | None) -> float | None:
+def side_px(side: Side | None) -> float | None:
     return float(side) if isinstance(side, str) else side
 
 
@@ -201,8 +201,8 @@ class _Images:
         columns = [
             pa.array([str(image.id) for image in images]),
             pa.array([image_path(image) for image in images], pa.string()),
-            pa.array([_side_px(image.width) for image in images], pa.float64()),
-            pa.array([_side_px(image.height) for image in images], pa.float64()),
+            pa.array([side_px(image.width) for image in images], pa.float64()),
+            pa.array([side_px(image.height) for image in images], pa.float64()),
             pa.array([list(map(str, image.neg_category_ids)) for image in images], pa.list_(pa.string())),
             pa.array([list(map(str, image.not_exhaustive_category_ids)) for image in images], pa.list_(pa.string())),
         ]

@@ -176,6 +176,11 @@ def side_px(side: Side | None) -> float | None:
     return float(side) if isinstance(side, str) else side
 
 
+def _sides_px(sides: list[Side | None]) -> pa.DoubleArray:
+    """A column of widths or heights; it is converted one by one only where one of them is a string."""
+    return pa.array(list(map(side_px, sides)) if str in set(map(type, sides)) else sides, pa.float64())
+
+
 class _Images:
     """The images of a file: written to disk block by block, with only their ids in memory."""
 
@@ -201,8 +206,8 @@ class _Images:
         columns = [
             pa.array([str(image.id) for image in images]),
             pa.array([image_path(image) for image in images], pa.string()),
-            pa.array([side_px(image.width) for image in images], pa.float64()),
-            pa.array([side_px(image.height) for image in images], pa.float64()),
+            _sides_px([image.width for image in images]),
+            _sides_px([image.height for image in images]),
             pa.array([list(map(str, image.neg_category_ids)) for image in images], pa.list_(pa.string())),
             pa.array([list(map(str, image.not_exhaustive_category_ids)) for image in images], pa.list_(pa.string())),
         ]

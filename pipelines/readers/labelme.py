@@ -92,6 +92,15 @@ class _File(msgspec.Struct, rename={"image_path": "imagePath", "image_width": "i
     image_height: float | None = None
 
 
+class _Outline(msgspec.Struct, rename={"image_path": "imagePath", "image_width": "imageWidth", "image_height": "imageHeight"}):
+    """A `_File` whose shapes are not checked: where it decodes and `_File` does not, a shape is at fault."""
+
+    shapes: list[msgspec.Raw]
+    image_path: str | None = None
+    image_width: float | None = None
+    image_height: float | None = None
+
+
 class LabelmeReader:
     name = "labelme"
     uses = COMMON_KEYS | {"exhaustive"}
@@ -119,10 +128,19 @@ def _decode(data: bytes) -> _File:
     try:
         return msgspec.json.decode(data.removeprefix(UTF8_BOM), type=_File)
     except msgspec.ValidationError as error:
-        reason = "bad_shape" if "$.shapes[" in str(error) else "not_labelme"  # the message ends with the place: $.shapes[3].points
+        reason = "bad_shape" if _is_labelme(data) else "not_labelme"
         raise Refused(reason, f"found another structure ({error}), expected LabelMe's shapes with label and points") from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Refused("broken_json", f"found {error}, expected JSON in UTF-8") from error
+
+
+def _is_labelme(data: bytes) -> bool:
+    """Whether everything but the shapes themselves has LabelMe's structure. data: JSON."""
+    try:
+        msgspec.json.decode(data.removeprefix(UTF8_BOM), type=_Outline)
+    except msgspec.ValidationError:
+        return False
+    return True
 
 
 def _record(config: SourceConfig, settings: _Settings, file: ListedFile, data: bytes) -> Record:

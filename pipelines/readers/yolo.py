@@ -20,7 +20,8 @@ Traps, and what is done:
 - numpy.savetxt writes class ids as "3.000000": a whole number is taken, 1.5 is not. Ids outside the names are rejected.
 - YAML reads the bare words no, yes, on and off as booleans: such a class name is an error that says to quote it.
 - Roboflow's `../train/images` that should be `train/images`, and a `path:` of another machine: the folder of data.yaml is tried instead.
-- classes.txt among the labels (LabelImg) is no label file. Values outside 0..1 are passed on: a later room judges boxes.
+- classes.txt among the labels (LabelImg) is not a label file, nor is a text file that lists images (train.txt of Darknet): such lists are
+  named in the notes. Values outside 0..1 are passed on: a later step checks the boxes.
 
 Reasons of rejection: bad_line, unknown_category, missing_image, unreadable_file.
 """
@@ -37,6 +38,7 @@ import yaml
 
 from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from boxcar.pipelines.readers.shared.file_per_image import (
+    IMAGE_SUFFIXES,
     UTF8_BOM,
     ListedFile,
     image_stem,
@@ -50,7 +52,7 @@ from boxcar.pipelines.readers.shared.file_per_image import (
     relative_path,
     write_listing,
 )
-from boxcar.pipelines.storage import join, read_bytes
+from boxcar.pipelines.storage import join, open_input, read_bytes
 from boxcar.schemas.errors import AnnotationError
 from boxcar.schemas.record import RELATIVE, Box, ImageRef, Record, Region, Rejected
 from boxcar.schemas.workflow import SourceConfig
@@ -58,6 +60,7 @@ from boxcar.schemas.workflow import SourceConfig
 _YAML = (".yaml", ".yml")
 _SPLITS = ("train", "val", "valid", "test", "minival")
 _NO_LABELS = frozenset({"classes", "obj", "notes", "readme", "readme.dataset", "readme.roboflow"})
+_HEAD_BYTES = 4096
 _LABELS_FIX = "Name the labels folder, the data set's root, or its data.yaml."
 
 
@@ -94,6 +97,7 @@ class YoloReader:
         files: dict[str, ListedFile] = {}  # by label file: train and val of data.yaml may be the same folder
         rejected: list[Rejected] = []
         shared = list_images(config.images, notes) if config.images else None
+        image_lists: list[str] = []
         num_images = 0
         for place in dict.fromkeys(folders):
             images = list_images(place.images, notes) if shared is None else shared
@@ -109,7 +113,11 @@ class YoloReader:
                 image = images.get(stem) or (images.get(record_id) if config.images else None)
                 if image is not None:
                     files[annotation] = ListedFile(record_id, annotation, image_prefix + image, num_bytes)
-                elif posixpath.basename(stem).lower() not in _NO_LABELS:
+                elif posixpath.basename(stem).lower() in _NO_LABELS:
+                    continue
+                elif _is_image_list(normal_path(join(place.labels, name))):
+                    image_lists.append(annotation)
+                else:
                     detail = f"found no image {stem}.* in {config.images or place.images}, expected one for this label file"
                     rejected.append(Rejected("missing_image", annotation, detail, record_id=record_id))
         if not files:
@@ -119,6 +127,8 @@ class YoloReader:
                 expected="images of the same names",
                 fix="Set `images` to the folder of the images.",
             )
+        if image_lists:
+            notes.append(f"{len(image_lists)} text files list images and are not label files, for example {image_lists[0]}")
         if num_images > len(files):
             why = "unlabelled or of another split" if shared else "unlabelled"
             notes.append(f"{num_images - len(files)} of {num_images} images have no label file here: {why}, they make no record")
@@ -206,6 +216,14 @@ def _listed_images(path: str) -> list[_Folders]:
             folder, name = posixpath.split(normal_path(join(posixpath.dirname(path), line.strip())))
             stems.setdefault(folder, set()).add(image_stem(name))
     return [_Folders(_swap(folder, "images", "labels"), folder, frozenset(names)) for folder, names in sorted(stems.items())]
+
+
+def _is_image_list(path: str) -> bool:
+    """Whether the first line that is not empty ends with the suffix of an image. Reads the first 4 KiB of the file."""
+    with open_input(path) as stream:
+        head = stream.read(_HEAD_BYTES).decode("utf-8-sig", "replace")
+    first = next((line.strip() for line in head.splitlines() if line.strip()), "")
+    return first.lower().endswith(IMAGE_SUFFIXES)
 
 
 def _swap(folder: str, old: str, new: str) -> str:

@@ -155,12 +155,12 @@ class UnitConverter:
         max_pixels = np.full(len(references.paths), self.frame.limits.max_pixels)
 
         kept_by_rules = boxes.kept.copy()
-        for final_round in range(MAX_SHRINK_ROUNDS):
+        for round_number in range(MAX_SHRINK_ROUNDS):
             boxes.kept = kept_by_rules.copy()
             small = Findings()
             unit, drafts, encoded, decisions, attempt = self._encode(judged, max_pixels, small)
             smaller = self._shrink(drafts, encoded, decisions, unit, max_pixels) if self.config.shrink_images else None
-            if smaller is None or final_round == MAX_SHRINK_ROUNDS - 1:
+            if smaller is None or round_number == MAX_SHRINK_ROUNDS - 1:
                 break
             max_pixels = smaller
         ledger.take(attempt, records)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
@@ -33,6 +33,9 @@ Id = int | str
 Flag = bool | int | float | None
 """0 or 1 by the format; exporters also write true, 1.0 and null."""
 
+Side = float | Annotated[str, msgspec.Meta(pattern=r"\A[0-9]{1,9}\Z")]
+"""Width or height in pixels; some exporters write it as a string of digits."""
+
 BROKEN_IMAGE = "broken_image_entry"
 BROKEN_ANNOTATION = "broken_annotation"
 UNKNOWN_IMAGE = "unknown_image"
@@ -43,8 +46,8 @@ class CocoImage(msgspec.Struct, gc=False):
 
     id: Id
     file_name: str = ""
-    width: float | None = None
-    height: float | None = None
+    width: Side | None = None
+    height: Side | None = None
     coco_url: str = ""
     neg_category_ids: list[Id] = []
     not_exhaustive_category_ids: list[Id] = []
@@ -169,6 +172,15 @@ def _same_type(left: pl.DataFrame, right: pl.DataFrame, key: str) -> tuple[pl.Da
     return left.with_columns(pl.col(key).cast(pl.String)), right.with_columns(pl.col(key).cast(pl.String))
 
 
+def side_px(side: Side | None) -> float | None:
+    return float(side) if isinstance(side, str) else side
+
+
+def _sides_px(sides: list[Side | None]) -> pa.DoubleArray:
+    """A column of widths or heights; it is converted one by one only where one of them is a string."""
+    return pa.array(list(map(side_px, sides)) if str in set(map(type, sides)) else sides, pa.float64())
+
+
 class _Images:
     """The images of a file: written to disk block by block, with only their ids in memory."""
 
@@ -194,8 +206,8 @@ class _Images:
         columns = [
             pa.array([str(image.id) for image in images]),
             pa.array([image_path(image) for image in images], pa.string()),
-            pa.array([image.width for image in images], pa.float64()),
-            pa.array([image.height for image in images], pa.float64()),
+            _sides_px([image.width for image in images]),
+            _sides_px([image.height for image in images]),
             pa.array([list(map(str, image.neg_category_ids)) for image in images], pa.list_(pa.string())),
             pa.array([list(map(str, image.not_exhaustive_category_ids)) for image in images], pa.list_(pa.string())),
         ]
@@ -345,7 +357,10 @@ def check_keys(path: str, seen: set[str], wanted: list[str]) -> None:
     """Raises AnnotationError where a list is missing."""
     if missing := [key for key in wanted if key not in seen]:
         expected = f"a COCO file with {', '.join(wanted)}"
-        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix="Check `reader`.")
+        fix = "Check `reader`."
+        if "images" in seen and "annotations" in missing:
+            fix = "A file with images alone (as image_info_*.json of COCO) has no labels: name the file with the annotations."
+        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix=fix)
 
 
 def read_categories(path: str, block: Block[CocoCategory]) -> list[tuple[Id, str]]:

@@ -37,6 +37,7 @@ from boxcar.pipelines.readers.shared.coco_index import (
     image_path,
     read_categories,
     region_frame,
+    side_px,
 )
 from boxcar.pipelines.readers.shared.coco_rows import NO_FILE_NAME, UNKNOWN_CATEGORY, declared_pixels
 from boxcar.pipelines.readers.shared.json_blocks import Block, read_arrays
@@ -85,7 +86,7 @@ class _Collector:
         if block.key == "images":
             for image in block.items:
                 if str(image.id) in self.image_ids:
-                    self.images.append((str(image.id), image_path(image), image.width, image.height))
+                    self.images.append((str(image.id), image_path(image), side_px(image.width), side_px(image.height)))
             return
         self._keep([item for item in block.items if str(item.id) in self.annotation_ids], broken=False)
         for bad in block.bad:

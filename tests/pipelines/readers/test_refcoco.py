@@ -424,6 +424,12 @@ def test_entries_of_instances_that_cannot_be_read_are_noted(tmp_path: Path) -> N
     assert plan.notes == ("instances.json: 1 images cannot be read", "instances.json: 1 annotations cannot be read")
 
 
+def test_sizes_of_images_as_strings_of_digits(tmp_path: Path) -> None:
+    images = [{**image, **{key: str(image[key]) for key in ("width", "height") if key in image}} for image in INSTANCES["images"]]
+    refs = [ref(1, 91, 9, "man"), ref(2, 70, 7, "dog")]
+    assert load(tmp_path, refs, {**INSTANCES, "images": images})[1] == load(tmp_path, refs)[1]
+
+
 @pytest.mark.parametrize("order", [("categories", "annotations", "images"), ("annotations", "images", "categories")], ids=" ".join)
 def test_the_order_of_the_keys_of_instances_does_not_matter(tmp_path: Path, order: tuple[str, ...]) -> None:
     refs = [ref(1, 91, 9, "man"), ref(2, 70, 7, "dog")]

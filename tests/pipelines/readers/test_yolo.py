@@ -333,3 +333,20 @@ def test_fingerprint_follows_names_too(tmp_path: Path) -> None:
     assert load(tmp_path, root, per_unit=1)[0].fingerprint == first
     write(root, {"data.yaml": "names: [dog]"})
     assert load(tmp_path, root)[0].fingerprint != first
+
+
+@pytest.mark.parametrize(
+    ("content", "is_list"),
+    [
+        pytest.param("data/obj/a.jpg\ndata/obj/b.PNG\n", True, id="paths of images"),
+        pytest.param("\ufeff\n  /data/with space/a.JPG \n", True, id="byte order mark, empty line, spaces"),
+        pytest.param(BOX, False, id="a label"),
+        pytest.param("", False, id="empty"),
+    ],
+)
+def test_a_list_of_images_is_not_a_label_file(tmp_path: Path, content: str, is_list: bool) -> None:
+    root = write(tmp_path / "data", {"train.txt": content, "a.txt": BOX, "a.jpg": "", "data.yaml": NAMES})
+    plan, records = load(tmp_path, root)
+    assert ids(records) == ["a"]
+    assert [(item.reason, item.position) for item in plan.rejected] == ([] if is_list else [("missing_image", "train.txt")])
+    assert ("1 text files list images and are not label files, for example train.txt" in plan.notes) == is_list

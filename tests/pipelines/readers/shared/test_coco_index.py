@@ -97,6 +97,7 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
         pytest.param("[]", "byte 0: found a list at the top", id="a list at the top"),
         pytest.param("\x89PNG", "byte 0: found b'.*PNG' at the top", id="an image"),
         pytest.param('{"images": []}', "found no key 'annotations', 'categories', expected a COCO file", id="missing keys"),
+        pytest.param('{"images": [], "categories": []}', "A file with images alone .as image_info_.*has no labels", id="images alone"),
         pytest.param({**FILE, "images": []}, 'found an empty list "images"', id="no images"),
         pytest.param(
             {**FILE, "images": [{"id": None}]}, r'nothing readable in the list "images" \(instances.json, byte 12', id="all broken"
@@ -256,7 +257,9 @@ def test_a_broken_annotation_of_an_unknown_image_is_rejected_once(tmp_path: Path
     assert [item.reason for item in plan.rejected] == ["broken_annotation"]
 
 
-@pytest.mark.parametrize("wrong", [{"file_name": "c.jpg"}, {"id": 8, "file_name": None}, {"id": 8, "width": "640"}, 8], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"file_name": "c.jpg"}, {"id": 8, "file_name": None}, {"id": 8, "width": "640 px"}, {"id": 8, "height": "-1"}, 8], ids=str
+)
 def test_an_image_entry_that_cannot_be_read(tmp_path: Path, wrong: object) -> None:
     plan, images = load(tmp_path, {**FILE, "images": [FILE["images"][0], wrong, FILE["images"][1]]})
     assert in_images(images) == IN_IMAGES
@@ -405,3 +408,8 @@ def test_an_index_is_the_same_twice(tmp_path: Path) -> None:
     for folder in (first, second, second):
         build_index(str(tmp_path / "instances.json"), None, folder)
     assert {path.name: path.read_bytes() for path in first.iterdir()} == {path.name: path.read_bytes() for path in second.iterdir()}
+
+
+def test_ids_and_sizes_of_images_as_strings_of_digits(tmp_path: Path) -> None:
+    images = [{"id": "7", "file_name": "a.jpg", "width": "640", "height": "480"}, {"id": "3", "file_name": "b.jpg"}]
+    assert in_images(load(tmp_path, {**FILE, "images": images})[1]) == IN_IMAGES

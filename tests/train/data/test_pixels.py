@@ -64,7 +64,7 @@ def test_qwen_patches_are_the_processors_to_the_bit() -> None:
 def test_squares_are_cogvlms_to_the_bit() -> None:
     golden = np.load(GOLDEN / "pixels.npz")
     image = resize_pixels(Image.fromarray(golden["cogvlm_image"]), (490, 490), "exact")
-    np.testing.assert_array_equal(recorded(torch.from_numpy(image)), golden["cogvlm_resized_u8"])
+    np.testing.assert_array_equal(recorded(torch.tensor(image)), golden["cogvlm_resized_u8"])
     found = squares(*flat(image), "clip", torch.float32)
     assert found.shape == (1, 3, 490, 490)
     np.testing.assert_array_equal(recorded(found[0, :, :16]), golden["cogvlm_first_rows"])

@@ -8,7 +8,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -101,12 +100,6 @@ class PlanIndex:
     def cutoff_len(self) -> int:
         """The largest cutoff that a folder was made with, so that every row of each has a turn that fits."""
         return max(int(folder.manifest.settings["cutoff_len"]) for folder in self.folders)
-
-    @cached_property
-    def total_tokens(self) -> IntColumn:
-        """(N,) length of a document with every turn of the row (one_question_per_image: it is of no use there)."""
-        between = np.maximum(np.diff(self.turn_offsets) - 1, 0) * self.turn_open_tokens
-        return np.asarray(self.base_tokens + np.diff(offsets_of(self.turn_tokens)[self.turn_offsets]) + between)
 
     def locate(self, row: int) -> tuple[Folder, FileEntry, int]:
         """The folder and the shard of a row, and its number within the shard."""

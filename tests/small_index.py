@@ -51,10 +51,8 @@ def index_of(rows: Sequence[R], *, one_question_per_image: bool = False) -> Plan
         sources=tuple(sources),
         turn_offsets=offsets_of(np.array([len(row.turns) for row in rows], np.int64)),
         turn_tokens=np.array([turn.tokens for turn in turns], np.int32),
-        turn_answer_tokens=np.array([turn.tokens // 2 for turn in turns], np.int32),
         turn_quantiles=np.array([round(turn.difficulty * QUANTILES) for turn in turns], np.uint16),
         turn_tasks=np.array([TASK_NAMES.index(turn.task) for turn in turns], np.uint8),
-        turn_weights=np.ones(len(turns), np.float32),
         turn_open_tokens=0 if one_question_per_image else TURN_OPEN,
         one_question_per_image=one_question_per_image,
     )

@@ -102,6 +102,8 @@ def _uses_gpu(config: TrainConfig) -> bool:
 def train(config: TrainConfig, workflow_name: str, *, resume: bool = False, on_event: OnEvent = lambda _: None) -> dict[str, Any]:
     """Run to the end. Returns the last state: step, tokens, and `folder`. Raises BoxcarError, after which --resume goes on.
 
+    In one process (placement.executor: inline), SIGTERM saves a checkpoint after the current step and raises SystemExit(143).
+
     on_event: called from another thread with each event of metrics.jsonl (where the run's folder is remote, some seconds later), and with
     {"event": "planning", ...} before.
     """
@@ -209,7 +211,11 @@ def _run_inline(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict[s
         raise ConfigError("train.deepspeed", found="placement.executor: inline", expected="ray", fix="DeepSpeed needs a process group.")
     device = torch.device("cuda" if _uses_gpu(config) else "cpu")
     session = LocalSession(folder, config.num_to_keep, device)
-    return work(spec, session)
+    with session.stop_on(signal.SIGTERM):
+        state = work(spec, session)
+    if session.stopping():  # it has saved: end the process, so that nothing (another run, an evaluation) begins behind it
+        raise SystemExit(128 + signal.SIGTERM)
+    return state
 
 
 # ---- Ray Train

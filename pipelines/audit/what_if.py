@@ -294,8 +294,6 @@ class Outcome:
     """Histogram: tokens of a sequence -> sequences of an epoch."""
     documents_visual: int = 0
     """Placeholders among the tokens of the documents."""
-    epoch_turns: int = 0
-    """Turns in the documents of an epoch; in `plan` fewer than are kept where samples are long."""
     answer_tokens: int = 0
     """Labelled tokens of an epoch: answers with what closes the turn."""
     patches: int = 0
@@ -422,7 +420,6 @@ def outcome_of(
         in_epoch = decided.kept & (fitting[owner] | (filled.part >= 0))
     outcome.documents = np.bincount(doc_tokens)
     outcome.documents_visual = int(visual[doc_drafts].sum())
-    outcome.epoch_turns = int(in_epoch.sum())
     outcome.answer_tokens = int(measured.labelled @ in_epoch)
     outcome.patches = int(measured.patches[doc_drafts].sum())
     outcome.patch_squares = float(measured.patch_squares[doc_drafts].sum())

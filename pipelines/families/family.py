@@ -105,10 +105,22 @@ class Family:
     """Longest sequence the published checkpoints take, in tokens."""
     network: Network
     published_special_ids: Mapping[str, int] = field(default_factory=dict)
-    """Ids of special tokens in the published tokenizers, where known: a tokenizer that differs is reported, not refused."""
+    """Ids of special tokens in the published tokenizers, where known: a tokenizer that differs is reported by the audit, not refused."""
     image_normalisation: str = "clip"
     """"clip" (CLIP's mean and standard deviation) or "half" (0.5 and 0.5)."""
     tokenizer: str = ""
     """Hugging Face id of the tokenizer where the checkpoint does not hold it."""
     notes: str = ""
     """What a user should know before choosing this family."""
+
+    def tokenizer_notes(self, special_ids: Mapping[str, int]) -> list[str]:
+        """One sentence to report where these special tokens or their ids are not the published ones; [] where they are."""
+        differing = [token for token, index in self.published_special_ids.items() if special_ids.get(token) != index]
+        if not differing:
+            return []
+        found = f"id {special_ids[differing[0]]}" if differing[0] in special_ids else "no id"
+        return [
+            f"the tokenizer is not the published one of {self.title}: {len(differing)} of {len(self.published_special_ids)} special tokens "
+            f"differ, for example {differing[0]} with {found}, published {self.published_special_ids[differing[0]]}; "
+            "it fits only a base that was made with it"
+        ]

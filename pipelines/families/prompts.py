@@ -1,12 +1,9 @@
 """Questions that are the same for every family, and which question a turn asks.
 
-The banks are part of the frame contract (by fingerprint): a model asked in other words than it was trained with loses points.
+The banks are part of the frame contract: a model asked in other words than it was trained with loses points.
 """
 
-import json
 from collections.abc import Mapping
-
-import xxhash
 
 from boxcar.pipelines.families.family import PromptBank
 from boxcar.schemas.errors import ConfigError
@@ -115,9 +112,3 @@ def with_overrides(bank: PromptBank, tasks: TasksConfig) -> PromptBank:
             if task == "detect" and not tasks.absent.prompts:
                 merged["absent"] = merged["detect"]
     return merged
-
-
-def fingerprint(bank: PromptBank) -> str:
-    """xxh3-128 in hex over every prompt of a bank."""
-    canonical = json.dumps({task: dict(by_language) for task, by_language in bank.items()}, sort_keys=True, ensure_ascii=False)
-    return xxhash.xxh3_128_hexdigest(canonical.encode())

@@ -2,6 +2,10 @@
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,10 @@ from safetensors.torch import load_file
 from boxcar.schemas.errors import BudgetError, ConfigError, TrainingError
 from boxcar.schemas.training import TrainConfig
 from boxcar.train.job import train
-from boxcar.train.running.run_folder import METRICS
+from boxcar.train.running.run_folder import METRICS, RunFolder
+from boxcar.train.running.sessions import LocalSession
 from boxcar.train.running.trackers import read_events, steps_of
+from tests.places import ROOT
 from tests.small_sets import copy_demo, demo_config, run
 
 
@@ -77,6 +83,45 @@ def test_stopping_and_going_on_is_the_run_without_a_stop(scenes: Path, whole: di
     assert _losses(second["folder"]) == _losses(whole["folder"])
     for name in ("adapter_model.safetensors", "boxcar.json"):
         assert (Path(second["folder"]) / "adapter" / name).read_bytes() == (Path(whole["folder"]) / "adapter" / name).read_bytes()
+
+
+def test_sigterm_saves_and_ends_and_the_run_can_go_on(scenes: Path, whole: dict[str, Any], tmp_path: Path) -> None:
+    config = _config(scenes, tmp_path, checkpoint_every_steps=1000, name="stopped")
+    program = "import sys; from boxcar.train.job import TrainConfig, train; train(TrainConfig.model_validate_json(sys.argv[1]), 'demo')"
+    metrics = tmp_path / "stopped" / METRICS
+    child = subprocess.Popen([sys.executable, "-c", program, config.model_dump_json()], cwd=ROOT)
+    try:
+        until = time.monotonic() + 120
+        while not (metrics.exists() and b'"step_tokens"' in metrics.read_bytes()):  # the first step
+            assert child.poll() is None, "ended before its first step"
+            assert time.monotonic() < until, "no first step within two minutes"
+            time.sleep(0.005)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(timeout=60) == 128 + signal.SIGTERM
+    finally:
+        child.kill()
+        child.wait()
+    events = read_events(metrics.read_bytes())
+    finished, saved = events[-1], [event["step"] for event in events if event["event"] == "checkpoint"]
+    assert (finished["event"], finished["complete"]) == ("finished", False)
+    assert 0 < finished["step"] < whole["num_steps"]
+    assert saved == [finished["step"]], "saved because of the signal alone"
+    second = train(config, "demo", resume=True)
+    assert [event["step"] for event in read_events(metrics.read_bytes()) if event["event"] == "resumed"] == [0, finished["step"]]
+    assert _losses(second["folder"]) == _losses(whole["folder"])
+    name = "adapter/adapter_model.safetensors"
+    assert (Path(second["folder"]) / name).read_bytes() == (Path(whole["folder"]) / name).read_bytes()
+
+
+def test_the_handler_of_sigterm_is_put_back(tmp_path: Path) -> None:
+    session = LocalSession(RunFolder(str(tmp_path)), 2, torch.device("cpu"))
+    before = signal.getsignal(signal.SIGTERM)
+    with session.stop_on(signal.SIGTERM):
+        assert signal.getsignal(signal.SIGTERM) is not before
+        assert not session.stopping()
+        signal.raise_signal(signal.SIGTERM)
+        assert session.stopping()
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_the_same_run_again_is_refused(scenes: Path, whole: dict[str, Any]) -> None:

@@ -279,7 +279,7 @@ def _family(frame: FamilyFrame, swept: Swept, request: Request, train: TrainConf
         kept, dropped = (0, under) if policy == "drop" else (under, 0)
         counts.rules["under_one_token"] = Finding(kept=kept, dropped=dropped)
         counts.boxes_kept -= dropped
-    notes = []
+    notes = family.tokenizer_notes(frame.frame.tokenizer.special_ids)
     if own_cutoff != config.cutoff_len:
         notes.append(f"cutoff_len {config.cutoff_len:,} is beyond the longest sequence of {family.name}: {own_cutoff:,} is taken")
     if family.resize.limits_matter and config.image_max_pixels is None:

@@ -40,10 +40,8 @@ def synthetic_index(num_rows: int, num_turns: int, seed: int = 0) -> PlanIndex:
         sources=("first", "second"),
         turn_offsets=np.arange(num_rows + 1, dtype=np.int64) * num_turns,
         turn_tokens=answers + _drawn(total, np.int32, lambda size: rng.integers(12, 40, size)),
-        turn_answer_tokens=answers,
         turn_quantiles=_drawn(total, np.uint16, lambda size: rng.integers(0, QUANTILES + 1, size)),
         turn_tasks=_drawn(total, np.uint8, lambda size: tasks[np.minimum(rng.integers(0, 9, size) // 4, 2)]),
-        turn_weights=np.ones(total, np.float32),
         turn_open_tokens=3,
         one_question_per_image=False,
     )

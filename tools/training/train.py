@@ -100,7 +100,7 @@ def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json:
     with run_progress(errors) as progress:
         try:
             state = train(config, name, resume=resume, on_event=RunBar(progress).see)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             errors.print(f"What was saved stays. To go on: {_again(sys.argv[1:])}", markup=False, soft_wrap=True)
             raise
     folder = Path(state["folder"])

@@ -154,12 +154,3 @@ def _attach(base: Base, folder: Path) -> Any:
             str(folder / WEIGHTS), found=f"{error}", expected="an adapter's weights", fix="Train or copy it again."
         ) from error
     return model
-
-
-def open_bare(base: str, frame: Frame, device: torch.device, dtype: torch.dtype, *, random_seed: int | None = None) -> Opened:
-    """A base without adapter, under the frame of some shards. Raises ConfigError."""
-    opened = open_base(
-        base, frame.family, frame.image_token_id, random_weights=random_seed is not None, dtype=dtype, packed=False, seed=random_seed or 0
-    )
-    opened.model.to(device).eval()
-    return Opened(opened, opened.model, frame, None, base)

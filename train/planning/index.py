@@ -8,7 +8,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -74,14 +73,10 @@ class PlanIndex:
     """(N + 1,) turns of row r are turn_offsets[r] .. turn_offsets[r + 1]."""
     turn_tokens: npt.NDArray[np.int32]
     """(T,) question, answer, answer_open and turn_close, without placeholders; between two turns of a document stands turn_open."""
-    turn_answer_tokens: npt.NDArray[np.int32]
-    """(T,) the answer's tokens alone, without turn_close."""
     turn_quantiles: npt.NDArray[np.uint16]
     """(T,) difficulty among all turns of the task, 0..QUANTILES: easiest to hardest."""
     turn_tasks: npt.NDArray[np.uint8]
     """(T,) rows of schemas.task.TASK_NAMES."""
-    turn_weights: npt.NDArray[np.float32]
-    """(T,) loss weights."""
     turn_open_tokens: int
     one_question_per_image: bool
     """True: each turn is a document of its own, behind its row's header and images."""
@@ -105,12 +100,6 @@ class PlanIndex:
     def cutoff_len(self) -> int:
         """The largest cutoff that a folder was made with, so that every row of each has a turn that fits."""
         return max(int(folder.manifest.settings["cutoff_len"]) for folder in self.folders)
-
-    @cached_property
-    def total_tokens(self) -> IntColumn:
-        """(N,) length of a document with every turn of the row (one_question_per_image: it is of no use there)."""
-        between = np.maximum(np.diff(self.turn_offsets) - 1, 0) * self.turn_open_tokens
-        return np.asarray(self.base_tokens + np.diff(offsets_of(self.turn_tokens)[self.turn_offsets]) + between)
 
     def locate(self, row: int) -> tuple[Folder, FileEntry, int]:
         """The folder and the shard of a row, and its number within the shard."""
@@ -196,10 +185,8 @@ class _Reading:
         }
         self.turns: dict[str, npt.NDArray[Any]] = {
             "turn_tokens": np.empty(self.num_turns, np.int32),
-            "turn_answer_tokens": np.empty(self.num_turns, np.int32),
             "turn_quantiles": np.empty(self.num_turns, np.uint16),
             "turn_tasks": np.empty(self.num_turns, np.uint8),
-            "turn_weights": np.empty(self.num_turns, np.float32),
         }
         self.turn_offsets = np.zeros(self.num_rows + 1, np.int64)
         self.sources: dict[str, int] = {}
@@ -267,10 +254,8 @@ class _Reading:
             self.rows[name][self.row : self.row + batch.num_rows] = values
         per_turn = {
             "turn_tokens": turn_tokens,
-            "turn_answer_tokens": answers,
             "turn_quantiles": self.quantiles[tasks, difficulty.bins(raw)],
             "turn_tasks": tasks,
-            "turn_weights": weights,
         }
         for name, values in per_turn.items():
             self.turns[name][self.turn : self.turn + num_turns] = values

@@ -147,11 +147,6 @@ class Plan:
         """(num_steps + 1,) packs of step s are step_offsets[s] .. step_offsets[s + 1]."""
         return offsets_of(np.bincount(self.packs["step"].to_numpy(), minlength=self.num_steps))
 
-    @cached_property
-    def step_phases(self) -> npt.NDArray[np.int16]:
-        """(num_steps,) phase of each step."""
-        return np.asarray(self.packs["phase"].to_numpy()[self.step_offsets[:-1]], np.int16)
-
 
 def packs_of_step(plan: Plan, step: int) -> range:
     """Rows of `plan.packs` that make an optimizer step."""

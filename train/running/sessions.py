@@ -2,6 +2,9 @@
 
 import shutil
 import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -55,11 +58,18 @@ class LocalSession:
     def stopping(self) -> bool:
         return self._stopping
 
-    def stop_on(self, *signals: signal.Signals) -> None:
-        """Save and end at these signals (a scheduler's SIGTERM)."""
+    @contextmanager
+    def stop_on(self, number: signal.Signals) -> Iterator[None]:
+        """Save and end at this signal (a scheduler's SIGTERM) for the time of the block. Only the main thread receives signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
 
         def stop(*_: Any) -> None:
             self._stopping = True
 
-        for number in signals:
-            signal.signal(number, stop)
+        before = signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            signal.signal(number, before)

@@ -34,11 +34,9 @@ from boxcar.pipelines.tokens.tokenizer import PieceTable
 from boxcar.pipelines.turns.texts import Scribe
 from boxcar.schemas.record import Box, BoxMark, DialogueTurn, ImageMark, ImageRef, Part, Record, Region, Rejected
 from boxcar.schemas.workflow import ConvertConfig, SourceConfig, TaskConfig
-from tests.places import SHARED
+from tests.places import GOLDEN, SHARED
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of, needs_real_qwen
 from tests.small_units import EVERY_TASK, frame_of, only, record, region, rows_of, settings
-
-GOLDEN = SHARED / "golden/tokenization.json"
 
 CHATML_SYSTEM = {
     "qwen_vl": "You are a helpful assistant.",
@@ -627,9 +625,8 @@ def test_only_digits_of_boxes_are_coordinates(family: str) -> None:
 
 
 def golden_cases(key: str) -> list[Any]:
-    if not GOLDEN.is_file():
-        return []
-    return [pytest.param(case["text"], case["ids"], id=case["text"][:40]) for case in json.loads(GOLDEN.read_text(encoding="utf-8"))[key]]
+    cases = json.loads((GOLDEN / "tokenization.json").read_text(encoding="utf-8"))[key]
+    return [pytest.param(case["text"], case["ids"], id=case["text"][:40]) for case in cases]
 
 
 GOLDEN_CASES = [
@@ -643,7 +640,6 @@ GOLDEN_CASES = [
 
 
 @needs_real_qwen
-@pytest.mark.skipif(not GOLDEN.is_file(), reason="the golden tables are not beside this checkout")
 @pytest.mark.parametrize(("tokenizer", "family", "text", "ids"), GOLDEN_CASES)
 def test_golden_texts_have_their_golden_ids(tokenizer: str, family: str, text: str, ids: list[int]) -> None:
     loaded = _frame(family, tokenizer).tokenizer

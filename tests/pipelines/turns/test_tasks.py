@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from boxcar.pipelines.families.catalog import FAMILIES
-from boxcar.pipelines.families.prompts import CAPTION, DESCRIBE, LABEL_JOIN, NOT_FOUND, fingerprint, with_overrides
+from boxcar.pipelines.families.prompts import CAPTION, DESCRIBE, LABEL_JOIN, NOT_FOUND, with_overrides
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.record import BoxMark, DialogueTurn, ImageMark, ImageRef, Language, Record, Region
 from boxcar.schemas.task import TASK_NAMES as TASKS
@@ -249,11 +249,12 @@ def test_a_list_of_no_prompts_is_refused() -> None:
         convert(settings("qwen2_vl", tasks=tasks), [SCENE])
 
 
-def test_a_changed_prompt_changes_the_banks_fingerprint() -> None:
+def test_a_workflows_prompt_replaces_the_banks() -> None:
     bank = FAMILIES["qwen2_vl"].prompts
-    assert fingerprint(bank) == fingerprint(with_overrides(bank, TasksConfig()))
-    own = TasksConfig(detect=TaskConfig(share=1.0, prompts={"en": ("Any {label}?",)}))
-    assert fingerprint(bank) != fingerprint(with_overrides(bank, own))
+    assert with_overrides(bank, TasksConfig()) == bank
+    changed = with_overrides(bank, TasksConfig(detect=TaskConfig(share=1.0, prompts={"en": ("Any {label}?",)})))
+    assert changed["detect"]["en"] == ("Any {label}?",)
+    assert changed["detect"]["zh"] == bank["detect"]["zh"]
 
 
 # ---- dialogues

@@ -11,10 +11,9 @@ from PIL import Image
 from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.train.data.pixels import PatchRule, patch_rule, qwen_patches, squares
 from boxcar.train.data.stream import resize_pixels
-from tests.places import SHARED
+from tests.golden.drawn import recorded
+from tests.places import GOLDEN
 
-GOLDEN = SHARED / "golden/pixels"
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden tables are not beside this checkout")
 CLIP_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
 CLIP_STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
@@ -50,25 +49,25 @@ def test_patch_rules(family: str, rule: PatchRule) -> None:
     assert patch_rule(FAMILIES[family]) == rule
 
 
-@needs_golden
 def test_qwen_patches_are_the_processors_to_the_bit() -> None:
-    golden = np.load(GOLDEN / "qwen2_vl.npz")
-    images = []
+    golden = np.load(GOLDEN / "pixels.npz")
+    images, num_patches = [], []
     for number in range(3):
         _, grid_h, grid_w = golden[f"grid{number}"]
         images.append(resize_pixels(Image.fromarray(golden[f"image{number}"]), (int(grid_w) * 14, int(grid_h) * 14), "exact"))
+        num_patches.append(int(grid_h * grid_w))
     found = qwen_patches(*flat(*images), PatchRule(14, 2), "clip", torch.float32)
-    np.testing.assert_array_equal(found, np.concatenate([golden[f"pixel_values{number}"] for number in range(3)]))
+    for number, patches in enumerate(found.split(num_patches)):
+        np.testing.assert_array_equal(recorded(patches), golden[f"pixel_values{number}"])
 
 
-@needs_golden
 def test_squares_are_cogvlms_to_the_bit() -> None:
-    golden = np.load(GOLDEN / "cogvlm_490.npz")
-    image = resize_pixels(Image.fromarray(golden["image"]), (490, 490), "exact")
-    np.testing.assert_array_equal(image, golden["resized_u8"])
+    golden = np.load(GOLDEN / "pixels.npz")
+    image = resize_pixels(Image.fromarray(golden["cogvlm_image"]), (490, 490), "exact")
+    np.testing.assert_array_equal(recorded(torch.tensor(image)), golden["cogvlm_resized_u8"])
     found = squares(*flat(image), "clip", torch.float32)
     assert found.shape == (1, 3, 490, 490)
-    np.testing.assert_array_equal(found[0, :, :16], golden["pixel_values_first_rows"])
+    np.testing.assert_array_equal(recorded(found[0, :, :16]), golden["cogvlm_first_rows"])
 
 
 @pytest.mark.parametrize(("family", "normalisation"), [("qwen2_5_vl", "clip"), ("qwen3_vl", "half")])

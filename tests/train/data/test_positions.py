@@ -4,13 +4,11 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from boxcar.train.data.positions import NUM_ROWS, Placed, positions_of
-from tests.places import SHARED
+from tests.places import GOLDEN
 
-GOLDEN = SHARED / "golden"
-MROPE = GOLDEN / "mrope.json"
-COGVLM = GOLDEN / "cogvlm/v1.io.safetensors"
 MERGE = 2
 
 
@@ -39,9 +37,8 @@ def test_mrope_by_hand(length: int, images: list[Placed], t: str, h: str, w: str
     assert found.tolist() == [list(range(length)), *([int(number) for number in row.split()] for row in (t, h, w))]
 
 
-@pytest.mark.skipif(not MROPE.is_file(), reason="golden tables are not beside this checkout")
 def test_mrope_is_get_rope_index_of_transformers() -> None:
-    golden = json.loads(MROPE.read_text())
+    golden = json.loads((GOLDEN / "mrope.json").read_text())
     image_pad = golden["token_ids"]["image_pad"]
     num_checked = 0
     for case in golden["cases"]:
@@ -73,10 +70,8 @@ def test_shared_image_by_hand() -> None:
     assert positions_of("shared_image", 3, []).tolist() == [[0, 1, 2]]
 
 
-@pytest.mark.skipif(not COGVLM.is_file(), reason="golden tables are not beside this checkout")
 def test_shared_image_is_build_position_ids_of_cogvlm() -> None:
-    safetensors = pytest.importorskip("safetensors.numpy")
-    golden = safetensors.load_file(COGVLM)
+    golden = load_file(GOLDEN / "cogvlm.safetensors")
     for types, expected, mask in zip(golden["token_type_ids"], golden["position_ids"], golden["attention_mask"], strict=True):
         real = mask.astype(bool)
         places = np.flatnonzero(types[real] == 1)

@@ -243,7 +243,8 @@ def test_phases_part_the_run_and_have_their_own_tasks() -> None:
     assert [(phase.number, phase.schedule) for phase in second] == [(1, "all"), (2, "progressive")]
     assert [phase.documents for phase in first] == [1000, 1000]
     for plan in plans:
-        assert plan.step_phases.tolist() == sorted(plan.step_phases.tolist())
+        phases = plan.packs["phase"].to_pylist()
+        assert phases == sorted(phases)
         for phase, pack in zip(plan.packs["phase"].to_pylist(), packs_of(plan.packs), strict=True):
             turns = {document.turns for document in pack}
             if phase == 0:

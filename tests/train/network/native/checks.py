@@ -20,9 +20,8 @@ from boxcar.pipelines.families.family import Network
 from boxcar.schemas.training import Part
 from boxcar.train.network.attention import SEGMENTS, Segments
 from boxcar.train.network.native.native_model import NativeModel
-from tests.places import SHARED
+from tests.golden.drawn import recorded
 
-GOLDEN = SHARED / "golden"
 TOLERANCE = 5e-6
 """Of float32 numbers against those of the published code."""
 
@@ -65,6 +64,11 @@ def document(
             mask += [False] * part
     pixels = torch.randn(num_images, 3, side, side, generator=made) if num_images else None
     return Document(torch.tensor([ids]), torch.tensor([mask]), pixels)
+
+
+def largest_recorded_difference(found: torch.Tensor, golden: torch.Tensor) -> float:
+    """The same, over the part of a tensor that a golden file holds."""
+    return largest_difference(recorded(found), golden)
 
 
 def largest_difference(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -34,8 +34,8 @@ class EvaluateConfig(Section):
     forgetting: tuple[str, ...] = Field(
         default=(), description="Shards of another task: what the adapter unlearned, against the base, in the same run."
     )
-    batch_size: int = Field(default=8, ge=1)
-    max_new_tokens: int = Field(default=512, ge=1)
+    batch_size: int = Field(default=8, ge=1, description="Questions answered at a time.")
+    max_new_tokens: int = Field(default=512, ge=1, description="Longest reply.")
     score_rule: ScoreRule = Field(
         default="logprob",
         description="Score of a box for COCO AP. logprob: mean log-probability of its digits. rank: 1 - place / number. const: 1, which is "
@@ -51,6 +51,6 @@ class ScenesConfig(Section):
     """Drawn scenes instead of your own data: what `boxcar run quickstart` begins with."""
 
     folder: str = Field(description="Where images and annotations are written.")
-    num_train: int = Field(default=600, ge=10)
-    num_held_out: int = Field(default=120, ge=10)
-    seed: int = Field(default=0, ge=0)
+    num_train: int = Field(default=600, ge=10, description="Drawings to train on.")
+    num_held_out: int = Field(default=120, ge=10, description="Drawings to measure on.")
+    seed: int = Field(default=0, ge=0, description="Of the drawings.")

@@ -130,9 +130,9 @@ class PlanConfig(Section):
 class LoraConfig(Section):
     """Low-rank adapters, by peft."""
 
-    rank: int = Field(default=16, ge=1)
-    alpha: float = Field(default=32.0, gt=0.0)
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rank: int = Field(default=16, ge=1, description="Rank of the adapter matrices (LLaMA-Factory: lora_rank).")
+    alpha: float = Field(default=32.0, gt=0.0, description="The adapter is scaled by alpha / rank (lora_alpha).")
+    dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout before the adapter (lora_dropout).")
     parts: tuple[Part, ...] = Field(default=("language",), min_length=1, description="Parts of the network that get adapters.")
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank).")
     use_dora: bool = Field(default=False, description="Weight-decomposed adapters: slower, often better at small ranks.")
@@ -141,10 +141,10 @@ class LoraConfig(Section):
 class LearningRateConfig(Section):
     """Learning rates of the parts; 0 rests a part."""
 
-    language: float = Field(default=1e-4, ge=0.0)
-    merger: float = Field(default=1e-4, ge=0.0)
-    vision: float = Field(default=1e-5, ge=0.0)
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    language: float = Field(default=1e-4, ge=0.0, description="Of the language model.")
+    merger: float = Field(default=1e-4, ge=0.0, description="Of the projector between vision tower and language model.")
+    vision: float = Field(default=1e-5, ge=0.0, description="Of the vision tower.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Course of the rates after the warm-up.")
     warmup: Share = Field(default=0.03, description="Share of the steps in which the rate rises from 0.")
     final: Share = Field(default=0.0, description="What is left of the rate at the last step.")
 
@@ -161,7 +161,9 @@ class LossConfig(Section):
 class DeepspeedConfig(Section):
     """DeepSpeed instead of DistributedDataParallel."""
 
-    stage: Literal[1, 2, 3] = 2
+    stage: Literal[1, 2, 3] = Field(
+        default=2, description="ZeRO: 1 cuts optimizer states over the ranks, 2 gradients as well, 3 parameters as well."
+    )
     offload: Literal["none", "optimizer", "all"] = Field(
         default="none", description="What waits in host memory; `all` is optimizer and parameters (stage 3)."
     )
@@ -196,7 +198,7 @@ class EarlyStopConfig(Section):
         description="Name of a validation metric: loss; with `generate` also mean_iou, acc_50, acc_75, f1_50, pr_f1, failed, and each "
         "of them for a task, such as mean_iou/refer.",
     )
-    mode: Literal["min", "max"] = "min"
+    mode: Literal["min", "max"] = Field(default="min", description="Whether less or more of the metric is better.")
     patience: int = Field(default=3, ge=1, description="Validations without improvement.")
     min_delta: float = Field(default=0.0, ge=0.0, description="Less is no improvement.")
 
@@ -205,9 +207,9 @@ class GenerateConfig(Section):
     """Validation by generation: replies to a fixed slice of questions, measured as `boxcar evaluate` does."""
 
     max_samples: int = Field(default=64, ge=1, description="Rows of the validation shards, chosen by hash.")
-    tasks: tuple[TaskName, ...] = Field(default=("refer", "detect", "absent"), min_length=1)
-    batch_size: int = Field(default=8, ge=1)
-    max_new_tokens: int = Field(default=256, ge=1)
+    tasks: tuple[TaskName, ...] = Field(default=("refer", "detect", "absent"), min_length=1, description="Turns that are asked.")
+    batch_size: int = Field(default=8, ge=1, description="Questions answered at a time.")
+    max_new_tokens: int = Field(default=256, ge=1, description="Longest reply.")
     alarm_drop: Share = Field(default=0.1, description="Say so when a task's mean IoU falls by so much below its best.")
 
 
@@ -215,7 +217,7 @@ class ValidationConfig(Section):
     """A look at samples that are not trained on."""
 
     shards: tuple[str, ...] = Field(min_length=1, description="Folders of shards of the same contract.")
-    every_steps: int = Field(default=200, ge=1)
+    every_steps: int = Field(default=200, ge=1, description="Optimizer steps between two validations.")
     max_packs: int = Field(default=64, ge=1, description="A fixed slice.")
     generate: GenerateConfig | None = Field(default=None, description="Box metrics beside the loss.")
     early_stop: EarlyStopConfig | None = None
@@ -233,7 +235,7 @@ class PlacementConfig(Section):
     num_workers: int = Field(default=1, ge=1, description="Training processes; with GPUs, one GPU each.")
     min_workers: int | None = Field(default=None, ge=1, description="Elastic: go on with as few as these when nodes are lost.")
     use_gpu: bool | None = Field(default=None, description="None: if the cluster has GPUs.")
-    cpus_per_worker: float = Field(default=1.0, gt=0.0)
+    cpus_per_worker: float = Field(default=1.0, gt=0.0, description="CPUs that Ray reserves for each worker.")
     max_failures: int = Field(default=3, ge=-1, description="Restarts from the last checkpoint; -1: without end.")
     executor: Literal["ray", "inline"] = Field(default="ray", description="Ray Train, or this process alone (debugging, one GPU).")
 
@@ -257,8 +259,10 @@ class TrainConfig(PlanConfig):
     lora: LoraConfig = LoraConfig()
     full: tuple[Part, ...] = Field(default=("language", "merger"), description="Parts that `method: full` tunes.")
     learning_rate: LearningRateConfig = LearningRateConfig()
-    weight_decay: float = Field(default=0.0, ge=0.0)
-    adam_betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0.0, description="Of AdamW.")
+    adam_betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(
+        default=(0.9, 0.95), description="Of AdamW."
+    )
     max_grad_norm: float = Field(default=1.0, gt=0.0, description="Gradients are clipped to this norm; the norm before is logged.")
     loss: LossConfig = LossConfig()
     precision: Literal["bf16", "fp32"] | None = Field(default=None, description="None: bf16 on a GPU, fp32 on a CPU.")
@@ -276,11 +280,11 @@ class TrainConfig(PlanConfig):
     cache_dir: str | None = Field(
         default=None, description="Where remote shards are kept. None: a folder below the system's temporary one."
     )
-    cache_gb: float = Field(default=50.0, gt=0.0)
+    cache_gb: float = Field(default=50.0, gt=0.0, description="Largest size of the local cache of remote shards, in GB.")
     max_steps: int | None = Field(default=None, ge=1, description="Stop after so many steps (trials).")
-    checkpoint_every_steps: int = Field(default=200, ge=1)
+    checkpoint_every_steps: int = Field(default=200, ge=1, description="Optimizer steps between two checkpoints.")
     num_to_keep: int = Field(default=2, ge=1, description="Checkpoints kept.")
-    log_every_steps: int = Field(default=1, ge=1)
+    log_every_steps: int = Field(default=1, ge=1, description="Optimizer steps between two `step` lines of metrics.jsonl.")
     loss_watch: LossWatchConfig = LossWatchConfig()
     validation: ValidationConfig | None = None
     trackers: tuple[Literal["tensorboard", "mlflow", "wandb"], ...] = Field(

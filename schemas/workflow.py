@@ -183,7 +183,7 @@ class ConvertConfig(SourceConfig):
 class Workflow(Section):
     """One named workflow: a section for each stage."""
 
-    description: str = ""
+    description: str = Field(default="", description="For people; nothing reads it.")
     needs: tuple[str, ...] = Field(
         default=(), description="Workflows whose convert sections `boxcar run` runs first: more sources, held-out shards."
     )

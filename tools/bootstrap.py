@@ -1,7 +1,7 @@
 """Set up and run, on a machine with nothing but Python and pip. Standard library only.
 
     python tools/bootstrap.py quickstart    a virtual environment in .venv; then `boxcar run quickstart`: convert, train, measure, a page
-    python tools/bootstrap.py test          a virtual environment in .venv-test; lint, types, floor plan, tests
+    python tools/bootstrap.py test          a virtual environment in .venv-test; lint, types, imports, unused code, documentation, tests
 
 constraints.txt pins what was tested; the package itself states ranges.
 """
@@ -42,12 +42,13 @@ def quickstart() -> None:
 
 
 def test() -> None:
-    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,eval,audit,captions,dev]")
+    programs = environment(ROOT / ".venv-test", "torch", "-e .[cluster,train,deepspeed,eval,audit,captions,docs,dev]")
     python = str(programs / "python")
     run(str(programs / "ruff"), "check", ".")
     run(str(programs / "ruff"), "format", "--check", ".")
     run(str(programs / "mypy"))
     run(python, "-m", "tools.floors")
+    run(str(programs / "vulture"))
     run(python, "-m", "pytest")
 
 

@@ -12,40 +12,50 @@ from boxcar.tools.plain import visible
 EXIT_MISTAKE = 2
 EXIT_INTERRUPTED = 130
 
-COMMANDS = {
-    "init": "running",
-    "run": "running",
-    "audit": "auditing",
-    "diff": "auditing",
-    "convert": "converting",
-    "verify": "converting",
-    "show": "converting",
-    "tokens": "converting",
-    "families": "converting",
-    "formats": "converting",
-    "schema": "converting",
-    "demo": "converting",
-    "plan": "training",
-    "train": "training",
-    "ablate": "training",
-    "doctor": "training",
-    "demo-base": "training",
-    "evaluate": "measuring",
-    "predict": "measuring",
-    "view": "measuring",
-    "rate": "measuring",
-    "export": "exporting",
-    "export-data": "exporting",
-    "export-results": "exporting",
+CHAPTERS = {
+    "Start": {"init": "running", "run": "running", "demo": "converting", "schema": "converting"},
+    "Data": {
+        "audit": "auditing",
+        "convert": "converting",
+        "show": "converting",
+        "verify": "converting",
+        "diff": "auditing",
+        "export-data": "exporting",
+        "formats": "converting",
+    },
+    "Training": {
+        "plan": "training",
+        "doctor": "training",
+        "train": "training",
+        "ablate": "training",
+        "export": "exporting",
+        "families": "converting",
+        "tokens": "converting",
+        "demo-base": "training",
+    },
+    "Results": {
+        "evaluate": "measuring",
+        "predict": "measuring",
+        "view": "measuring",
+        "rate": "measuring",
+        "export-results": "exporting",
+    },
 }
-"""Command -> the file in `tools.commands` that holds it, as a function of the same name with `_` for `-`."""
+"""Heading of the help -> its commands -> the file in `tools.commands` that holds each, as a function of the same name with `_` for `-`."""
+COMMANDS = {command: file for commands in CHAPTERS.values() for command, file in commands.items()}
 
 
 class _Group(click.Group):
     """Loads a command when it is called, and prints the user's mistakes without a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted(COMMANDS)
+        return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for chapter, names in CHAPTERS.items():
+            commands = {name: self.get_command(ctx, name) for name in names}
+            with formatter.section(chapter):
+                formatter.write_dl([(name, command.get_short_help_str(limit=200)) for name, command in commands.items() if command])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
@@ -74,25 +84,9 @@ class _Group(click.Group):
 def main() -> None:
     """Boxcar: annotations in, a grounded vision-language model out.
 
-    \b
-    boxcar run NAME          every stage below, and only what has changed; `boxcar run quickstart` needs nothing
-    boxcar audit NAME        what a data set costs, what a cutoff or resolution would lose, what is wrong with it
-    boxcar convert NAME      annotations to shards whose rows know their exact cost in tokens
-    boxcar plan NAME         what an epoch of training will be, before a GPU is booked
-    boxcar train NAME        shards to an adapter, on one machine or a cluster
-    boxcar ablate NAME       whether progressive region sampling helps on your data: control arms at equal tokens
-    boxcar evaluate NAME     box metrics of an adapter and its base on held-out shards
-    boxcar predict           an adapter, an image, a phrase: boxes in the image's own pixels
-    boxcar view FOLDER       results or shards as a page for any browser: boxes, filters, before and after, rating
-    boxcar rate FILE...      what raters exported from that page: rates, agreement, people against IoU
-    boxcar export            an adapter, or base and adapter merged, for transformers and vLLM
-    boxcar export-data       shards for LLaMA-Factory, ms-swift or COCO tools
-    boxcar export-results    answers as COCO detections or Label Studio tasks
-    boxcar show SHARDS       look at a sample, its boxes drawn as its answer text says
-    boxcar verify SHARDS     check every hash and every row
-    boxcar tokens FAMILY WxH what an image costs
+    `boxcar run quickstart` shows everything on drawn data and needs nothing. `boxcar init FOLDER` starts with your own annotations.
 
-    Workflows stand in workflows.yaml; every key can be overridden: boxcar convert NAME cutoff_len=2048.
+    NAME is a workflow in workflows.yaml. Every key of it can be overridden: boxcar convert NAME cutoff_len=2048.
     """
 
 

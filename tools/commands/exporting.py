@@ -34,7 +34,7 @@ def export(adapter: str, out: Path, merge: bool, base: str, tokenizer: str) -> N
     "--images", type=click.Choice(["bytes", "paths"]), default="bytes", show_default=True, help="parquet: the images, or their paths."
 )
 def export_data(shards: str, to: str, out: Path, tokenizer: str, images: str) -> None:
-    """Write SHARDS for another program, with boxes in the coordinates that it really uses; README in the folder says which.
+    """Write SHARDS as a data set for LLaMA-Factory, ms-swift, COCO tools or as Parquet; a README in it says how its boxes are written.
 
     parquet is read by datasets.load_dataset, TRL and polars.
 

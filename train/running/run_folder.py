@@ -153,7 +153,7 @@ def require_new_or_same(folder: RunFolder, made_of: dict[str, object], read: dic
     if not resume:
         raise TrainingError(
             folder.uri,
-            found="a run made of the very same shards and settings",
+            found="a run made of the same shards and settings",
             expected="a new run, or --resume",
-            fix="--resume goes on from its last checkpoint; another seed or another setting is another run.",
+            fix="--resume goes on from its last checkpoint, or from the start where it has none. Another seed or setting is another run.",
         )

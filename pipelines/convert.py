@@ -23,10 +23,12 @@ import polars as pl
 
 from boxcar.pipelines import storage
 from boxcar.pipelines.boxes.rules import References
-from boxcar.pipelines.readers.catalog import find_reader
+from boxcar.pipelines.images.lookup import ImageLookup
+from boxcar.pipelines.readers.catalog import find_reader, plan_source
+from boxcar.pipelines.readers.shared.compressed import unpacked_name
 from boxcar.pipelines.readers.shared.file_per_image import is_folder
 from boxcar.pipelines.rows.encode import EmbeddedImages, Sized
-from boxcar.pipelines.rows.unit import UnitConverter, header_reader
+from boxcar.pipelines.rows.unit import UnitConverter
 from boxcar.pipelines.shards.arrow_files import open_rows, write_quarantine, write_rows
 from boxcar.pipelines.shards.embed import embed_images
 from boxcar.pipelines.shards.ray_tasks import run_with_ray
@@ -79,8 +81,7 @@ def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
 
     Raises BoxcarError where something is wrong that the user can mend; what was done until then is kept.
     """
-    reader = find_reader(config.reader)
-    _check_keys(config, reader.uses)
+    _check_keys(config, find_reader(config.reader).uses)
     config_paths = resolve_paths(config)
     frame = build_frame(config_paths)
     work = WorkDir(config_paths.output)
@@ -97,7 +98,7 @@ def convert(config: ConvertConfig, progress: Progress) -> tuple[Manifest, bool]:
             return manifest, True
         plan = work.read_plan() if unchanged and work.index_is_ready else None
         if plan is None:
-            plan = _plan(config_paths, work, reader)
+            plan = _plan(config_paths, work)
         if work.manifest_path.exists():
             return _finished(work, plan), True
         num_units = len(plan.units)
@@ -175,19 +176,17 @@ def source_name(config: ConvertConfig) -> str:
     """The source's name in sample ids."""
     if config.source:
         return config.source
-    path = PurePosixPath(config.annotations.rstrip("/"))
+    path = PurePosixPath(unpacked_name(config.annotations.rstrip("/")))
     return path.stem if path.suffix else path.name
 
 
-def _plan(config: ConvertConfig, work: WorkDir, reader: Any) -> SavedPlan:
+def _plan(config: ConvertConfig, work: WorkDir) -> SavedPlan:
     previous = work.read_plan()
     index = work.clear_index()
     try:
-        made = reader.plan(config, index, config.records_per_shard)
+        made = plan_source(config, index, config.records_per_shard)
     except OSError as error:  # what readers do not name themselves is about the index
         raise storage.write_error(index, error) from error
-    if not made.units:
-        raise BoxcarError(config.annotations, found="no records", expected="one at least", fix="Check `annotations`, `reader` and `split`.")
     plan = SavedPlan(
         fingerprint=made.fingerprint,
         units=[(unit.path, unit.start, unit.stop) for unit in made.units],
@@ -258,8 +257,8 @@ def convert_unit(job: _Job, number: int) -> None:
         return embedded
 
     items = find_reader(config.reader).read(config, plan.unit(number))
-    headers = header_reader(job.images_root, trust_sizes=config.trust_sizes, decode=config.image_storage == "embed_resized")
-    result = converter.convert(items, headers, None if config.image_storage == "reference" else embed)
+    lookup = ImageLookup(job.images_root, config.rules, trust_sizes=config.trust_sizes, decode=config.image_storage == "embed_resized")
+    result = converter.convert(items, lookup, None if config.image_storage == "reference" else embed)
     rows = write_rows(work.name("rows", number, "arrow"), result.table)
     quarantine = work.name("rejected", number, "jsonl")
     quarantine.unlink(missing_ok=True)  # an attempt that died may have rejected what can be used by now

@@ -114,6 +114,11 @@ class RulesConfig(Section):
     duplicate: Policy = Field(default="fix", description="Same label and same box twice in one image; fix: keep the first.")
     crowd: Literal["keep", "drop"] = Field(default="drop", description="Crowd and group boxes; drop: and never ask for that category.")
     difficult: Literal["keep", "drop"] = Field(default="drop", description="Boxes marked difficult or ignore; likewise.")
+    control_characters: Policy = Field(
+        default="fix",
+        description="A label or phrase of a region holds a line break or another control character; fix: collapse white space; drop: the "
+        "box, or the phrase.",
+    )
     size_mismatch: Policy = Field(
         default="drop",
         description="The declared size is not the file's; fix: scale the boxes; keep: trust file and boxes; drop the record.",
@@ -122,6 +127,15 @@ class RulesConfig(Section):
         default="fix",
         description="The image is stored rotated. fix: boxes are upright if the declared size is, else they are turned with the image; "
         "keep: boxes are upright; drop: reject the record. Where the declared size cannot tell, fix rejects the record.",
+    )
+    outside_images: Literal["keep", "drop"] = Field(
+        default="keep",
+        description="The path of an image leads out of `images`: `..`, an absolute path, a symbolic link; drop: reject the record.",
+    )
+    other_storage: Literal["keep", "drop"] = Field(
+        default="drop",
+        description="The path of an image is on another storage than `images`: another scheme, bucket or host; drop: reject the record and "
+        "do not ask the other storage; keep: read it, if you trust whoever wrote the annotations.",
     )
     unusual_mode: Literal["keep", "drop"] = Field(
         default="keep", description="CMYK, 16-bit, palette or animated images (converted to RGB, first frame); drop: reject the record."

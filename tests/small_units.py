@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from boxcar.pipelines.boxes.rules import LookUp
 from boxcar.pipelines.images.image_file import ImageHeader
-from boxcar.pipelines.rows.unit import HeaderOf, UnitConverter, UnitResult, header_reader
+from boxcar.pipelines.images.lookup import FoundImage, ImageLookup
+from boxcar.pipelines.rows.unit import UnitConverter, UnitResult
 from boxcar.pipelines.tokens.frame import Frame, build_frame
 from boxcar.schemas.errors import ImageError
 from boxcar.schemas.record import Box, ImageRef, Record, Region, Rejected
@@ -51,9 +53,9 @@ def frame_of(config: ConvertConfig) -> Frame:
     return build_frame(config)
 
 
-def convert(config: ConvertConfig, records: Iterable[Record | Rejected], headers: HeaderOf | None = None) -> UnitResult:
-    """One unit. Sizes are those that the records declare unless `headers` knows the files."""
-    return converter(config).convert(records, headers or header_reader("", trust_sizes=True))
+def convert(config: ConvertConfig, records: Iterable[Record | Rejected], lookup: LookUp | None = None) -> UnitResult:
+    """One unit. Sizes are those that the records declare unless `lookup` knows the files."""
+    return converter(config).convert(records, lookup or ImageLookup("", trust_sizes=True))
 
 
 def rows_of(result: UnitResult) -> list[dict[str, Any]]:
@@ -66,11 +68,11 @@ def header(width: int, height: int, orientation: int = 1, mode_note: str = "") -
     return ImageHeader("jpeg", width, height, orientation, mode_note, 1000)
 
 
-def files(headers: Mapping[str, ImageHeader | ImageError]) -> HeaderOf:
+def files(headers: Mapping[str, ImageHeader | ImageError]) -> LookUp:
     """Files by path, as they would be read."""
 
-    def look_up(image: ImageRef) -> ImageHeader | ImageError:
-        return headers[image.path]
+    def look_up(image: ImageRef) -> FoundImage:
+        return FoundImage(image.path, headers[image.path])
 
     return look_up
 

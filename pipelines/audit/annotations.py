@@ -23,8 +23,9 @@ from boxcar.pipelines.audit.columns import NumberLengths, Texts, Things, concat_
 from boxcar.pipelines.audit.what_if import Grammar
 from boxcar.pipelines.boxes.rules import Findings
 from boxcar.pipelines.convert import images_root, source_name
-from boxcar.pipelines.readers.catalog import find_reader
-from boxcar.pipelines.rows.unit import UnitConverter, header_reader, judge_unit
+from boxcar.pipelines.images.lookup import ImageLookup
+from boxcar.pipelines.readers.catalog import find_reader, plan_source
+from boxcar.pipelines.rows.unit import UnitConverter, judge_unit
 from boxcar.pipelines.shards.ray_tasks import run_with_ray
 from boxcar.pipelines.shards.work_folder import SavedPlan, stamps_of
 from boxcar.pipelines.tokens.frame import Frame, build_frame
@@ -173,9 +174,7 @@ def _plan(config: ConvertConfig, folder: Path) -> SavedPlan:
     with storage.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "index").mkdir(parents=True)
-    made = find_reader(config.reader).plan(config, folder / "index", config.records_per_shard)
-    if not made.units:
-        raise BoxcarError(config.annotations, found="no records", expected="one at least", fix="Check `annotations`, `reader` and `split`.")
+    made = plan_source(config, folder / "index", config.records_per_shard)
     plan = SavedPlan(
         fingerprint=made.fingerprint,
         units=[(unit.path, unit.start, unit.stop) for unit in made.units],
@@ -230,8 +229,9 @@ def columns_of(converters: Sequence[UnitConverter], items: Iterable[Record | Rej
     """The columns of one unit, for every family. items: what the reader yields."""
     forget_if_large(converters)
     config = converters[0].config
-    headers = header_reader(images_root(config), trust_sizes=config.trust_sizes, decode=config.image_storage == "embed_resized")
-    judged = judge_unit(items, headers, config.rules)
+    decode = config.image_storage == "embed_resized"
+    lookup = ImageLookup(images_root(config), config.rules, trust_sizes=config.trust_sizes, decode=decode)
+    judged = judge_unit(items, lookup, config.rules)
     things = things_of(judged, converters[0].source, config.split)
     kept = judged.boxes.kept.copy()
     texts = []

@@ -5,7 +5,7 @@
     boxes  ── frame ──> pixels of the upright image ── box rules ──> boxes kept, boxes dropped, incomplete labels
 
 Every rule has a counter, a few examples and a policy (`schemas.workflow.RulesConfig`). A dropped box leaves its label incomplete in that
-image: later rooms never ask for it as "all of them", and never as absent.
+image: no question asks for all boxes of that label there, or takes it for absent.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,8 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from boxcar.pipelines.boxes import geometry
+from boxcar.pipelines.boxes.labels import dirty_names, has_control_characters, renamed, without_phrases
 from boxcar.pipelines.families.catalog import find_family
 from boxcar.pipelines.images.image_file import ImageHeader
+from boxcar.pipelines.images.lookup import FoundImage, Rules
 from boxcar.schemas.errors import ImageError
 from boxcar.schemas.manifest import MAX_EXAMPLES, Finding
 from boxcar.schemas.record import Box, BoxMark, BoxSpace, ImageRef, Record, Rejected
@@ -24,6 +26,7 @@ from boxcar.schemas.workflow import Policy, RulesConfig
 
 IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
+LookUp = Callable[[ImageRef], FoundImage]
 
 MOSTLY = 0.5
 """A box with less of its area inside is mostly outside."""
@@ -82,6 +85,8 @@ class References:
     record: IntColumn
     paths: list[str]
     headers: list[ImageHeader | ImageError]
+    place_rules: dict[int, Rules]
+    """Row -> what is unusual about the image's place (`images.lookup`)."""
     width: IntColumn
     height: IntColumn
     """Pixels, upright; 1 where the image cannot be used."""
@@ -104,22 +109,21 @@ class Verdict:
         self.rejected.setdefault(row, Rejected(reason, record.position, detail, record.record_id))
 
 
-def gather_references(records: Sequence[Record], headers: Callable[[ImageRef], ImageHeader | ImageError]) -> References:
-    """Columns of all images of all records; `headers` looks one up (and reads it once)."""
+def gather_references(records: Sequence[Record], lookup: LookUp) -> References:
+    """Columns of all images of all records; `lookup` finds one (and reads its header once)."""
     offsets = np.zeros(len(records) + 1, np.int64)
-    paths: list[str] = []
-    found: list[ImageHeader | ImageError] = []
+    found: list[FoundImage] = []
     for row, record in enumerate(records):
-        for image in record.images:
-            paths.append(image.path)
-            found.append(headers(image))
-        offsets[row + 1] = len(paths)
-    width = np.fromiter((1 if isinstance(header, ImageError) else header.width for header in found), np.int64, len(found))
-    height = np.fromiter((1 if isinstance(header, ImageError) else header.height for header in found), np.int64, len(found))
+        found += map(lookup, record.images)
+        offsets[row + 1] = len(found)
+    headers = [image.header for image in found]
+    width = np.fromiter((1 if isinstance(header, ImageError) else header.width for header in headers), np.int64, len(found))
+    height = np.fromiter((1 if isinstance(header, ImageError) else header.height for header in headers), np.int64, len(found))
     return References(
         record=np.repeat(np.arange(len(records)), np.diff(offsets)),
-        paths=paths,
-        headers=found,
+        paths=[image.path for image in found],
+        headers=headers,
+        place_rules={row: image.rules for row, image in enumerate(found) if image.rules},
         width=width,
         height=height,
         frame_wh=np.stack([width, height], axis=1).astype(np.float64),
@@ -135,6 +139,8 @@ def judge_images(records: Sequence[Record], references: References, rules: Rules
     for record_row, record in enumerate(records):
         for image in record.images:
             header = references.headers[row]
+            for rule, action in references.place_rules.get(row, ()):
+                findings.note(rule, action, [f"{record.position}, {image.path}"])
             if isinstance(header, ImageError):
                 judge.verdict.reject(record_row, record, header.reason, str(header))
             elif header.orientation != 1 or header.mode_note or image.declared_width is not None or image.declared_height is not None:
@@ -205,6 +211,26 @@ def _has_boxes(record: Record, image_index: int) -> bool:
 
 def _by(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
+
+
+def judge_labels(records: Sequence[Record], rules: RulesConfig, findings: Findings) -> list[Record]:
+    """Apply the rule on control characters to labels and phrases; `drop` leaves boxes with such a label to `judge_boxes`."""
+    policy = rules.control_characters
+    if not (dirty := dirty_names(records)):
+        return list(records)
+    result = []
+    for record in records:
+        places = [name for region in record.regions for name in (region.label, *region.phrases) if name in dirty]
+        if policy == "drop":
+            places = [name for region in record.regions for name in region.phrases if name in dirty]
+        examples = [f"{record.position}: {name!r}" for name in places[:MAX_EXAMPLES]]
+        findings.note("control_characters", policy, examples, len(places))
+        if policy == "fix":
+            record = renamed(record, dirty)  # noqa: PLW2901
+        elif policy == "drop":
+            record = without_phrases(record, dirty)  # noqa: PLW2901
+        result.append(record)
+    return result
 
 
 def gather_boxes(records: Sequence[Record], references: References) -> UnitBoxes:
@@ -289,6 +315,8 @@ def judge_boxes(records: Sequence[Record], boxes: UnitBoxes, references: Referen
     """Bring all boxes into pixels of the upright images and apply the box rules. Changes `boxes.boxes` and `boxes.kept`."""
     judge = _Judge(records, boxes, findings)
     judge.drop_flagged(rules)
+    if rules.control_characters == "drop":
+        judge.apply("control_characters", has_control_characters(boxes.labels), "drop")
     judge.apply("not_finite", np.asarray(~np.isfinite(boxes.boxes).all(axis=1)), rules.not_finite)
     boxes.boxes[~np.isfinite(boxes.boxes)] = 0.0
     frame = references.frame_wh[boxes.reference]

@@ -3,7 +3,7 @@
     path --read_header--> ImageHeader                             4 KB and 6 microseconds a photograph
          --load_image---> RGB, upright, 8 bit --resize_image--> what the model sees
 
-Both doors refuse the same files with the same words (`ImageError.reason`): missing_image, not_a_file, empty_image, not_an_image,
+Both functions refuse the same files with the same words (`ImageError.reason`): missing_image, not_a_file, empty_image, not_an_image,
 truncated_image, image_bomb, unreadable_image. `image_headers.py` does the parsing; where it is not sure, Pillow has the last word.
 
 "Complete" means that the picture can be decoded to its last row, for an animation its first frame: no other is ever used. Damage in the
@@ -32,6 +32,7 @@ from boxcar.schemas.errors import ImageError
 
 MAX_IMAGE_PIXELS = image_headers.MAX_IMAGE_PIXELS
 REMOTE_BLOCK_BYTES = 65_536
+MISSING_IMAGE = "missing_image"
 
 T = TypeVar("T")
 
@@ -153,7 +154,7 @@ def _slice(data: bytes, length: int, offset: int) -> bytes:
 
 def _file_error(path: str, error: Exception) -> ImageError:
     if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return _refusal(path, "missing_image", "no such file", "Check the path; those in annotations start at the workflow's `images`.")
+        return _refusal(path, MISSING_IMAGE, "no such file", "Check the path; those in annotations start at the workflow's `images`.")
     if isinstance(error, IsADirectoryError) or (isinstance(error, OSError) and error.errno == errno.ESPIPE):
         return _refusal(path, "not_a_file", "a folder, pipe or device")
     return _refusal(path, "unreadable_image", f"{type(error).__name__}: {error}", "Check the path, the permissions and the mount.")

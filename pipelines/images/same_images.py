@@ -16,7 +16,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from boxcar.pipelines import storage
-from boxcar.pipelines.images.image_file import load_image
+from boxcar.pipelines.images.image_file import MISSING_IMAGE, load_image
 from boxcar.schemas.errors import AnnotationError, ImageError
 
 HASH_SIDE = 8
@@ -92,7 +92,7 @@ def _hash(path: str) -> str:
 
 
 def _unreadable(path: str, error: Exception) -> ImageError:
-    reason = "missing_image" if isinstance(error, FileNotFoundError | NotADirectoryError) else "unreadable_image"
+    reason = MISSING_IMAGE if isinstance(error, FileNotFoundError | NotADirectoryError) else "unreadable_image"
     return ImageError(path, reason=reason, found=f"{error}", expected="a readable file", fix="Check the path and the mount.")
 
 

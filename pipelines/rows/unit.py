@@ -12,20 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from boxcar.pipelines import storage
 from boxcar.pipelines.boxes import difficulty
 from boxcar.pipelines.boxes.rules import (
     Findings,
+    LookUp,
     References,
     UnitBoxes,
     gather_boxes,
     gather_references,
     judge_boxes,
     judge_images,
+    judge_labels,
     judge_small_boxes,
 )
 from boxcar.pipelines.families.patches import PixelLimits, ResizeRule
-from boxcar.pipelines.images.image_file import ImageHeader, load_image, read_header
 from boxcar.pipelines.rows.budget import (
     RECORD_OVER_CUTOFF,
     TURN_OVER_CUTOFF,
@@ -53,18 +53,15 @@ from boxcar.pipelines.tokens.frame import Frame
 from boxcar.pipelines.tokens.tokenizer import PieceTable
 from boxcar.pipelines.turns.tasks import ReadingOrder, Regions, RejectedTurn, Turn, TurnMaker
 from boxcar.pipelines.turns.texts import BadText, Scribe
-from boxcar.schemas.errors import ImageError
 from boxcar.schemas.manifest import Counts
-from boxcar.schemas.record import ImageRef, Record, Rejected
+from boxcar.schemas.record import Record, Rejected
 from boxcar.schemas.workflow import ConvertConfig, RulesConfig
 
 TOO_MANY_IMAGES = "too_many_images"
 IMAGE_REFUSED = "image_refused_by_family"
-NO_DECLARED_SIZE = "no_declared_size"
 SEVERAL_IMAGES = "regions_of_several_images"
 MAX_SHRINK_ROUNDS = 3
 
-HeaderOf = Callable[[ImageRef], ImageHeader | ImageError]
 Embed = Callable[[References, Sized, Sequence[int]], EmbeddedImages]
 """(references, sizes, rows of the records that are written) -> where their images lie."""
 
@@ -78,39 +75,6 @@ class UnitResult:
     rejected: list[Rejected] = field(default_factory=list)
 
 
-def header_reader(images_root: str, *, trust_sizes: bool, decode: bool = False) -> HeaderOf:
-    """Looks up an image's header, each file once. With `trust_sizes` the declared size stands for it, and no file is opened.
-
-    decode: also refuse a file whose damage only decoding finds; where pixels are stored, one such file would else stop the conversion.
-    """
-    known: dict[str, ImageHeader | ImageError] = {}
-
-    def read(image: ImageRef) -> ImageHeader | ImageError:
-        if image.path not in known:
-            try:
-                where = storage.join(images_root, image.path)
-                known[image.path] = header = read_header(where)
-                if decode:
-                    load_image(where, header)
-            except ImageError as error:
-                known[image.path] = error
-        return known[image.path]
-
-    def trust(image: ImageRef) -> ImageHeader | ImageError:
-        width, height = image.declared_width, image.declared_height
-        if width is None or height is None:
-            return ImageError(
-                image.path,
-                reason=NO_DECLARED_SIZE,
-                found="no declared width and height",
-                expected="both, as trust_sizes takes them for true",
-                fix="Set trust_sizes: false.",
-            )
-        return ImageHeader(format="", stored_width=width, stored_height=height, orientation=1, mode_note="", num_bytes=0)
-
-    return trust if trust_sizes else read
-
-
 @dataclass
 class Judged:
     """A unit after the rules that no family has a say in."""
@@ -122,12 +86,12 @@ class Judged:
     findings: Findings
 
 
-def judge_unit(items: Iterable[Record | Rejected], headers: HeaderOf, rules: RulesConfig) -> Judged:
+def judge_unit(items: Iterable[Record | Rejected], lookup: LookUp, rules: RulesConfig) -> Judged:
     """Image headers, then the rules of images and boxes: the same for every family, cutoff and resolution."""
     ledger = Ledger()
-    records = ledger.usable(items)
     findings = Findings()
-    references = gather_references(records, headers)
+    records = judge_labels(ledger.usable(items), rules, findings)
+    references = gather_references(records, lookup)
     verdict = judge_images(records, references, rules, findings)
     boxes = gather_boxes(records, references)
     _leave_out(boxes, verdict.rejected)
@@ -146,11 +110,11 @@ class UnitConverter:
         self.scribe = Scribe(frame.family, self.pieces)
         self.turns = TurnMaker(config, frame.family, frame.bank, self.scribe)
 
-    def convert(self, items: Iterable[Record | Rejected], headers: HeaderOf, embed: Embed | None = None) -> UnitResult:
+    def convert(self, items: Iterable[Record | Rejected], lookup: LookUp, embed: Embed | None = None) -> UnitResult:
         """All rows of a unit. `embed`: stores the images of the rows that are written, where the workflow embeds them."""
         if self.pieces.forget_if_large():
             self.scribe.forget()
-        judged = judge_unit(items, headers, self.config.rules)
+        judged = judge_unit(items, lookup, self.config.rules)
         ledger, records, findings, references, boxes = judged.ledger, judged.records, judged.findings, judged.references, judged.boxes
         max_pixels = np.full(len(references.paths), self.frame.limits.max_pixels)
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.images.lookup import ImageLookup
 from boxcar.pipelines.readers.coco import CocoReader
 from boxcar.pipelines.readers.voc import VocReader
-from boxcar.pipelines.rows.unit import HeaderOf, UnitConverter, header_reader
+from boxcar.pipelines.rows.unit import UnitConverter
 from boxcar.pipelines.tokens.frame import Frame, build_frame
 from boxcar.schemas.record import ImageRef, Record, Region, Rejected
 from boxcar.schemas.workflow import ConvertConfig, SourceConfig, TaskConfig, TasksConfig
@@ -43,7 +44,7 @@ def _adversarial_records(labels: Sequence[str]) -> Iterator[Record]:
         yield Record(f"adversarial {number}", f"label {number}", (image,), regions, (first, second), absent=(f"no {second}",))
 
 
-def _data(folder: Path, work: Path) -> Iterator[tuple[str, list[Record | Rejected], HeaderOf]]:
+def _data(folder: Path, work: Path) -> Iterator[tuple[str, list[Record | Rejected], ImageLookup]]:
     coco = SourceConfig(
         reader="coco", annotations=str(folder / "coco_mini/instances.json"), captions=str(folder / "coco_mini/captions.json")
     )
@@ -54,13 +55,13 @@ def _data(folder: Path, work: Path) -> Iterator[tuple[str, list[Record | Rejecte
     ):
         plan = reader.plan(config, work / name, 4096)
         items = [item for unit in plan.units for item in reader.read(config, unit)]
-        yield name, items, header_reader(str(images), trust_sizes=False)
+        yield name, items, ImageLookup(str(images), trust_sizes=False)
 
 
 def compare(data: Path, tokenizers: dict[str, Path], num_labels: int, work: Path) -> None:
     """Print rows and turns compared, and how many differ, for each family and data set."""
     sets = list(_data(data, work))
-    sets.append(("adversarial", list(_adversarial_records(adversarial_labels(num_labels))), header_reader("", trust_sizes=True)))
+    sets.append(("adversarial", list(_adversarial_records(adversarial_labels(num_labels))), ImageLookup("", trust_sizes=True)))
     for name in FAMILIES:
         if name not in tokenizers:
             print(f"{name}: no tokenizer given, not compared")

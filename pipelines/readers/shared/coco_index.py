@@ -20,6 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from boxcar.pipelines import storage
+from boxcar.pipelines.readers.shared.coco_shapes import decode_shaped, hull_xywh
 from boxcar.pipelines.readers.shared.json_blocks import BadElement, Block, decode_element, element_spans, read_arrays
 from boxcar.schemas.errors import AnnotationError
 from boxcar.schemas.record import Rejected
@@ -122,6 +123,9 @@ class Problems:
     num_unplaced: int = 0
     """Annotations of which not even the image can be read."""
 
+    num_derived: int = 0
+    """Annotations without a bbox, whose box is the hull of their segmentation."""
+
     def bad(self, reason: str, source: str, element: BadElement, expected: str) -> None:
         if self._has_room(source, reason, 1):
             self.rejected.append(
@@ -147,6 +151,8 @@ class Problems:
         notes = [f"{source}: {count} more rows rejected as {reason}" for (source, reason), count in self.num_unlisted.items()]
         if self.num_lost_captions:
             notes.append(f"{self.num_lost_captions} captions belong to images that are not among the images")
+        if self.num_derived:
+            notes.append(f"{self.num_derived} annotations have no bbox: the hull of their segmentation is taken")
         if self.num_unplaced:
             notes.append(
                 f"{self.num_unplaced} annotations cannot be read at all, so that any image may hold an object without a box: no category "
@@ -413,6 +419,10 @@ def _add_annotations(writer: _RunWriter, block: Block[Any], path: str, problems:
     if block.items:
         writer.add(region_frame(block.items) if with_regions else _caption_frame(block.items))
     for bad in block.bad:
+        if with_regions and (annotation := annotation_of_shape(path, bad)):
+            problems.num_derived += 1
+            writer.add(region_frame([annotation]))
+            continue
         expected = '{"image_id", "category_id", "bbox": [x, y, width, height]}' if with_regions else '{"image_id", "caption"}'
         problems.bad(BROKEN_ANNOTATION, source, bad, expected)
         if with_regions:
@@ -430,6 +440,15 @@ def broken_annotation(path: str, bad: BadElement) -> CocoAnnotation | None:
         return None
     category, annotation = _readable_id(keys.category_id), _readable_id(keys.id)
     return CocoAnnotation(image_id, "" if category is None else category, (0.0,) * 4, "" if annotation is None else annotation)
+
+
+def annotation_of_shape(path: str, bad: BadElement) -> CocoAnnotation | None:
+    """The annotation of a bad element that lacks nothing but its box, with the hull of its segmentation as box; None where it is worse."""
+    shaped = decode_shaped(bad.text) or decode_shaped(_read_element(path, bad.offset))
+    box = hull_xywh(shaped.segmentation) if shaped else None
+    if shaped is None or box is None:
+        return None
+    return CocoAnnotation(shaped.image_id, shaped.category_id, box, shaped.id, shaped.iscrowd, shaped.ignore)
 
 
 def _keys_of(text: str) -> _AnnotationKeys | None:

@@ -31,6 +31,7 @@ from boxcar.pipelines.readers.shared.coco_index import (
     CocoImage,
     Id,
     annotation_name,
+    annotation_of_shape,
     broken_annotation,
     check_categories,
     check_keys,
@@ -76,20 +77,26 @@ class _Collector:
         self.annotations = [region_frame([])]
         self.broken: dict[str, str] = {}
         self.num_bad = {"images": 0, "annotations": 0}
+        self.num_derived = 0
 
     def take(self, block: Block[Any]) -> None:
         self.seen.add(block.key)
         if block.key == "categories":
             self.categories += read_categories(self.path, block)
             return
-        self.num_bad[block.key] += len(block.bad)
         if block.key == "images":
+            self.num_bad[block.key] += len(block.bad)
             for image in block.items:
                 if str(image.id) in self.image_ids:
                     self.images.append((str(image.id), image_path(image), side_px(image.width), side_px(image.height)))
             return
         self._keep([item for item in block.items if str(item.id) in self.annotation_ids], broken=False)
         for bad in block.bad:
+            if shaped := annotation_of_shape(self.path, bad):
+                self.num_derived += 1
+                self._keep([shaped] if str(shaped.id) in self.annotation_ids else [], broken=False)
+                continue
+            self.num_bad[block.key] += 1
             annotation = broken_annotation(self.path, bad)
             if annotation is not None and str(annotation.id) in self.annotation_ids:
                 self.broken[str(annotation.id)] = f"byte {bad.offset}: {bad.error}"
@@ -111,6 +118,8 @@ class _Collector:
         annotations = pl.concat(self.annotations).rename({"image_id": "box_image", "id": "annotation"})
         source = self.path.rpartition("/")[2]
         notes = [f"{source}: {count} {key} cannot be read" for key, count in self.num_bad.items() if count]
+        if self.num_derived:
+            notes.append(f"{source}: {self.num_derived} annotations have no bbox: the hull of their segmentation is taken")
         once = {"images": images.unique("image_id", keep="first", maintain_order=True)}
         once["annotations"] = annotations.unique("annotation", keep="first", maintain_order=True)
         for key, before in (("images", images.height), ("annotations", annotations.height)):

@@ -24,10 +24,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.images.lookup import ImageLookup
 from boxcar.pipelines.readers.coco import CocoReader
 from boxcar.pipelines.readers.reader import Reader
 from boxcar.pipelines.readers.voc import VocReader
-from boxcar.pipelines.rows.unit import UnitConverter, UnitResult, header_reader
+from boxcar.pipelines.rows.unit import UnitConverter, UnitResult
 from boxcar.pipelines.tokens.compose import compose
 from boxcar.pipelines.tokens.frame import Frame
 from boxcar.pipelines.tokens.tokenizer import PieceTable
@@ -62,7 +63,7 @@ COGVLM_CONTROL = {
 QUESTION_AND_ANSWER = ("cogvlm_chat", "cogvlm2")
 """The families whose template is "Question: {q} Answer:"."""
 
-DECLARED_SIZES = header_reader("", trust_sizes=True)
+DECLARED_SIZES = ImageLookup("", trust_sizes=True)
 EVERY_FAMILY = sorted(FAMILIES)
 SMALL = [pytest.param(family, TOKENIZER_OF_FAMILY[family], id=family) for family in EVERY_FAMILY]
 REAL = [
@@ -466,7 +467,7 @@ def test_real_data_composes_exactly(family: str, tokenizer: str, source: str, re
     root, records = real_records[source]
     records = records[::4] if source == "voc" else records  # microscope pictures are much alike
     unit = new_unit(family, tokenizer, trust_sizes=False)
-    result = unit.convert(records, header_reader(root, trust_sizes=False))
+    result = unit.convert(records, ImageLookup(root, trust_sizes=False))
     assert result.counts.rows_written > 0.9 * len(records)
     check(result, unit, tokenizer, records)
 

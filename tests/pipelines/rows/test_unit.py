@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.pipelines.images.image_file import ImageHeader
-from boxcar.pipelines.rows.unit import MAX_SHRINK_ROUNDS, UnitResult, header_reader
+from boxcar.pipelines.images.lookup import ImageLookup
+from boxcar.pipelines.rows.unit import MAX_SHRINK_ROUNDS, UnitResult
 from boxcar.schemas.errors import ConfigError, ImageError
 from boxcar.schemas.record import PIXELS, RELATIVE, Box, BoxMark, DialogueTurn, ImageMark, ImageRef, Record, Region, Rejected
 from boxcar.schemas.row import ROW_SCHEMA
@@ -22,7 +23,7 @@ from boxcar.schemas.workflow import RulesConfig, TaskConfig, TasksConfig
 from tests.small_units import EVERY_TASK, convert, converter, files, frame_of, header, image, only, record, region, rows_of, settings
 
 EVERY_FAMILY = sorted(FAMILIES)
-DECLARED_SIZES = header_reader("", trust_sizes=True)
+DECLARED_SIZES = ImageLookup("", trust_sizes=True)
 ALWAYS = TaskConfig(share=1.0)
 
 

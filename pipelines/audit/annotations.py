@@ -174,12 +174,15 @@ def _plan(config: ConvertConfig, folder: Path) -> SavedPlan:
     with storage.writing(folder):
         shutil.rmtree(folder, ignore_errors=True)
         (folder / "index").mkdir(parents=True)
-    made = plan_source(config, folder / "index", config.records_per_shard)
+    made = plan_source(config, folder / "index", config.records_per_shard, unlabelled=True)
+    notes = list(made.notes)
+    if made.unlabelled:
+        notes.append(f"found {made.unlabelled}: their visual tokens are counted; there is nothing to train on")
     plan = SavedPlan(
         fingerprint=made.fingerprint,
         units=[(unit.path, unit.start, unit.stop) for unit in made.units],
         num_records=made.num_records,
-        notes=list(made.notes),
+        notes=notes,
         rejected=list(made.rejected),
     )
     with storage.atomic_write(path) as stream:

@@ -37,12 +37,22 @@ READERS: dict[str, Reader] = {
 }
 
 
-def plan_source(config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
-    """Cut a source into units; compressed files are unpacked into `work_dir`. Raises AnnotationError where there is nothing to cut."""
+def plan_source(config: SourceConfig, work_dir: Path, records_per_unit: int, *, unlabelled: bool = False) -> SourcePlan:
+    """Cut a source into units; compressed files are unpacked into `work_dir`.
+
+    unlabelled: whether images without annotations will do. Raises AnnotationError where there is nothing to cut, or nothing to teach.
+    """
     plan = find_reader(config.reader).plan(unpacked(config, work_dir), work_dir, records_per_unit)
     if not plan.units:
         fix = "Check `annotations`, `reader` and `split`."
         raise AnnotationError(config.annotations, found="no records", expected="one at least", fix=fix)
+    if plan.unlabelled and not unlabelled:
+        raise AnnotationError(
+            config.annotations,
+            found=plan.unlabelled,
+            expected="annotations to learn from",
+            fix="Name the file with the annotations. `boxcar audit` says what the images cost in visual tokens.",
+        )
     return plan
 
 

@@ -19,7 +19,7 @@ nobody knows which is meant) · NaN, which Python's json writes (read; a later r
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from boxcar.pipelines.readers.reader import COMMON_KEYS, SourcePlan, Unit
 from boxcar.pipelines.readers.shared.coco_rows import (
@@ -44,7 +44,10 @@ class CocoReader:
 
     def plan(self, config: SourceConfig, work_dir: Path, records_per_unit: int) -> SourcePlan:
         plan = plan_index(config.annotations, config.captions, work_dir, records_per_unit, with_regions=True)
-        unused = read_index(plan.units[0].path).unused_categories
+        if PurePosixPath(config.annotations).name.startswith("stuff_"):
+            note = "a file of COCO-Stuff: its boxes lie around regions such as sky or grass, one for each image and category"
+            plan = replace(plan, notes=(*plan.notes, note))
+        unused = read_index(plan.units[0].path).unused_categories if not plan.unlabelled else []
         if config.exhaustive is not None or not unused:
             return plan
         names = ", ".join(repr(name) for name in unused[:5]) + (", ..." if len(unused) > 5 else "")

@@ -55,6 +55,8 @@ class SourcePlan:
     """What a person should know about how the source was understood, such as a detected VOC origin."""
     rejected: tuple[Rejected, ...] = ()
     """Rows that can never belong to a unit, such as an annotation of an image that is not in the file."""
+    unlabelled: str = ""
+    """What the source is, where it has images and no annotations: it can be audited, not converted."""
 
 
 class Reader(Protocol):

@@ -5,6 +5,7 @@
     images          `images` (list or one path), or `image`                     images, in order; relative to the workflow's `images`
     boxes           `objects.bbox` [[x0, y0, x1, y1], ...], one per `<bbox>`    xyxy, as they are
     space           `objects.bbox_type`: real (also if missing), norm1          pixels of the original image; relative
+                    norm_1, norm_1000 (ms-swift 2)                              relative; thousandths
     image of a box  `objects.image_id`, from 0; 0 for all if missing            BoxMark.image_index
     phrases         `objects.ref`, one per `<ref-object>`                       label of the boxes right behind it, otherwise text
     id              `id`; without it a hash of the row                          record_id
@@ -23,10 +24,12 @@ Traps, and what is done:
 - swapped corners are ordered by ms-swift in silence; here they stay for the rule about them.
 - rows without `objects` may hold the boxes of one family in their text (ms-swift's "method 1"): read as in sharegpt, with `box_space`.
   Both in one row is rejected: a record has one space.
-- `objects` as a string, the form of ms-swift 2; `rejected_response` is ignored, `label: false` and `loss: false` are answers not to be
-  taught, tool roles and videos cannot be said: rejected, each with its reason.
+- ms-swift 2's rows (`query`, `response`, `history`, <img> tags, `objects` as a string) are read: see `shared.query_rows`.
+- `rejected_response` is ignored; `label: false` and `loss: false` are answers not to be taught, tool roles and videos cannot be said:
+  rejected, each with its reason.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import groupby, islice
@@ -37,13 +40,13 @@ import msgspec
 
 from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from boxcar.pipelines.readers.shared.marked_text import (
+    BOX_COUNT_MISMATCH,
     BOX_OUT_OF_RANGE,
     BOX_SPACE_KEYS,
     CONVERSATION_KEYS,
     LIMITS,
     MALFORMED_BOX,
     POINT_NOT_BOX,
-    UNREADABLE_ROW,
     UNSUPPORTED_MEDIA,
     UNTRAINED_ANSWER,
     Marks,
@@ -57,17 +60,17 @@ from boxcar.pipelines.readers.shared.marked_text import (
     read_rows,
     split_text,
 )
-from boxcar.schemas.record import PIXELS, RELATIVE, Box, BoxMark, Part, Record, Rejected
+from boxcar.pipelines.readers.shared.query_rows import Objects, messages_of, with_image_marks, with_objects
+from boxcar.schemas.record import PER_MILLE, PIXELS, RELATIVE, Box, BoxMark, Part, Record, Rejected
 from boxcar.schemas.workflow import SourceConfig
 
-BOX_COUNT_MISMATCH = "box_count_mismatch"
 REF_COUNT_MISMATCH = "ref_count_mismatch"
 IMAGE_ID_MISMATCH = "image_id_mismatch"
 UNKNOWN_BBOX_TYPE = "unknown_bbox_type"
 MIXED_BOX_FORMS = "mixed_box_forms"
 
 _REF, _BBOX = "<ref-object>", "<bbox>"
-_SPACES = {"real": PIXELS, "norm1": RELATIVE}
+_SPACES = {"real": PIXELS, "norm1": RELATIVE, "norm_1": RELATIVE, "norm_1000": PER_MILLE}
 _PATTERN = compile_forms(
     *("image", "json", "stray_json", "tags", "tag_ref", "stray_tag", "ref", "brackets", "list"),
     placeholders=rf"(?:{_REF}\s*+)?{_BBOX}(?>(?:\s*+{_BBOX})*)",
@@ -75,19 +78,17 @@ _PATTERN = compile_forms(
 )
 
 
-class _Objects(msgspec.Struct):
-    ref: list[str] | None = None
-    bbox: list[list[float]] | None = None
-    bbox_type: str | None = None
-    image_id: list[int] | None = None
-
-
 class _Row(msgspec.Struct):
     id: str | int | None = None
     messages: list[Message] | None = None
+    conversations: list[Message] | None = None
+    query: str | None = None
+    response: str | None = None
+    history: list[list[str]] | None = None
+    system: str | None = None
     images: list[str] | str | None = None
     image: list[str] | str | None = None
-    objects: _Objects | str | None = None
+    objects: Objects | str | None = None
     label: Any = None
     videos: Any = None
     audios: Any = None
@@ -107,17 +108,16 @@ class SwiftReader:
 class _ObjectMarks:
     """Hands out a row's refs and boxes in the order of their placeholders; the forms of other families are `marks`' business."""
 
-    def __init__(self, objects: _Objects, messages: Sequence[Message], marks: Marks) -> None:
+    def __init__(self, objects: Objects, messages: Sequence[Message], marks: Marks) -> None:
         self.marks = marks
         boxes = [_box(numbers) for numbers in objects.bbox or []]
         image_ids = objects.image_id or [0] * len(boxes)
         if len(image_ids) != len(boxes) or any(not 0 <= image_id < marks.num_images for image_id in image_ids):
             raise Refused(IMAGE_ID_MISMATCH, f"found image_id {image_ids[:20]} for {len(boxes)} boxes and {marks.num_images} images")
-        limit = LIMITS["relative"]
-        if objects.bbox_type == "norm1" and any(number > limit for box in boxes for number in box):
-            raise Refused(
-                BOX_OUT_OF_RANGE, f"found a number above {limit:g} in `objects.bbox`, expected fractions, as bbox_type norm1 says"
-            )
+        limit = LIMITS.get(_SPACES[objects.bbox_type or "real"].kind, math.inf)
+        if any(number > limit for box in boxes for number in box):
+            detail = f"found a number above {limit:g} in `objects.bbox`, expected none, as bbox_type {objects.bbox_type} says"
+            raise Refused(BOX_OUT_OF_RANGE, detail)
         refs = objects.ref or []
         _check_count(REF_COUNT_MISMATCH, messages, _REF, "ref", len(refs))
         _check_count(BOX_COUNT_MISMATCH, messages, _BBOX, "bbox", len(boxes))
@@ -157,23 +157,30 @@ def _box(numbers: list[float]) -> Box:
 
 
 def _record(config: SourceConfig, row: _Row, place: Place) -> Record:
-    if row.messages is None:
-        raise Refused(CONVERSATION_KEYS, "found no `messages`, expected the standard format of ms-swift 3")
-    if isinstance(row.objects, str):
-        raise Refused(UNREADABLE_ROW, "found `objects` as a string, the form of ms-swift 2, expected {ref, bbox, bbox_type, image_id}")
+    messages = row.messages or row.conversations
+    if messages is None and row.query is not None and row.response is not None:
+        messages = messages_of(row.query, row.response, row.history, row.system)
+    if messages is None:
+        raise Refused(CONVERSATION_KEYS, "found neither `messages` nor `query` and `response`, expected a row of ms-swift")
     if row.videos or row.audios:
         raise Refused(UNSUPPORTED_MEDIA, "found videos or audios, expected images only")
     if row.label is False:
         raise Refused(UNTRAINED_ANSWER, "found `label: false`, an answer that must not be taught")
     images = image_refs(row.images, row.image)
-    objects = row.objects or _Objects()
+    if row.query is not None:
+        messages, paths = with_image_marks(messages, [image.path for image in images])
+        images = image_refs(paths)
+    if isinstance(row.objects, str):
+        messages, objects = with_objects(messages, row.objects)
+    else:
+        objects = row.objects or Objects()
     bbox_space = _SPACES.get(objects.bbox_type or "real")
     if bbox_space is None:
         raise Refused(UNKNOWN_BBOX_TYPE, f"found bbox_type {objects.bbox_type!r}, expected one of {', '.join(_SPACES)}")
     text_space = declared_space(config)
     marks = Marks(len(images), text_space)
-    placeholders = _ObjectMarks(objects, row.messages, marks)
-    system, turns = pair_turns(row.messages, lambda text: split_text(text, _PATTERN, placeholders.parse))
+    placeholders = _ObjectMarks(objects, messages, marks)
+    system, turns = pair_turns(messages, lambda text: split_text(text, _PATTERN, placeholders.parse))
     marks.check_images()
     return Record(
         record_id=place.record_id,

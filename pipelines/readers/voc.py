@@ -39,6 +39,7 @@ import msgspec
 
 from boxcar.pipelines.readers.reader import COMMON_KEYS, Refused, SourcePlan, Unit
 from boxcar.pipelines.readers.shared.file_per_image import (
+    ImageNames,
     ListedFile,
     image_stem,
     is_folder,
@@ -193,12 +194,12 @@ def _select(root: str, split: str, stems: set[str]) -> tuple[set[str], list[Reje
     return selected, rejected
 
 
-def _find_image(stem: str, filename: str, images: dict[str, str]) -> tuple[str, bool]:
+def _find_image(stem: str, filename: str, images: ImageNames) -> tuple[str, bool]:
     """The image of an XML file, relative to the image folder, and whether `<filename>` names another one that exists."""
     declared = posixpath.basename(filename.replace("\\", "/"))
     beside = posixpath.join(posixpath.dirname(stem), declared)
-    by_name = images.get(image_stem(beside)) or images.get(image_stem(declared)) if declared else None
-    if own := images.get(stem):
+    by_name = images.find(image_stem(beside)) or images.find(image_stem(declared)) if declared else None
+    if own := images.find(stem):
         return own, by_name is not None and by_name != own
     guess = beside if declared else stem
     return by_name or (guess if image_stem(guess) != guess else f"{guess}.jpg"), False

@@ -110,7 +110,7 @@ class YoloReader:
                     continue
                 annotation = label_prefix + name
                 record_id = _record_id(id_prefix + stem)
-                image = images.get(stem) or (images.get(record_id) if config.images else None)
+                image = images.find(stem) or (images.find(record_id) if config.images else None)
                 if image is not None:
                     files[annotation] = ListedFile(record_id, annotation, image_prefix + image, num_bytes)
                 elif posixpath.basename(stem).lower() in _NO_LABELS:

@@ -108,6 +108,8 @@ class CocoIndex(msgspec.Struct):
     """Image numbers whose id stood before."""
     unused_categories: list[str] = []
     """Names of categories without a single annotation in the file."""
+    is_labelled: bool = True
+    """False: the file has images alone."""
     is_exhaustive: bool = True
     """False: an annotation could not be read at all, so any image may hold one object more, and no label is verified absent."""
 
@@ -279,9 +281,13 @@ def build_index(path: str, captions_path: str | None, folder: Path, *, with_regi
     build = _Build(path, folder, with_regions=with_regions)
     for block in read_arrays(path, {"images": CocoImage, "annotations": build.annotation_type, "categories": CocoCategory}):
         build.take(block)
-    check_keys(path, build.seen, ["images", "annotations", "categories"] if with_regions else ["images", "annotations"])
-    if with_regions:
-        check_categories(path, build.categories)
+    is_labelled = not with_regions or build.num_annotations > 0 or ("annotations" in build.seen and bool(build.categories))
+    if is_labelled:
+        check_keys(path, build.seen, ["images", "annotations", "categories"] if with_regions else ["images", "annotations"])
+        if with_regions:
+            check_categories(path, build.categories)
+    else:
+        check_keys(path, build.seen, ["images"])
     if build.too_early:
         for block in read_arrays(path, {"annotations": build.annotation_type}):
             build.add_annotations(build.writer, block)
@@ -299,7 +305,8 @@ def build_index(path: str, captions_path: str | None, folder: Path, *, with_regi
         caption_runs=names if not with_regions else [],
         duplicate_images=build.duplicates,
         unused_categories=[name for key, name in build.categories if str(key) not in build.writer.used_categories],
-        is_exhaustive=build.problems.num_unplaced == 0,
+        is_exhaustive=is_labelled and build.problems.num_unplaced == 0,
+        is_labelled=is_labelled,
     )
     if captions_path is not None:
         index.caption_runs = _index_captions(captions_path, build)
@@ -317,6 +324,7 @@ class _Build:
         self.problems = Problems()
         self.categories: list[tuple[Id, str]] = []
         self.seen: set[str] = set()
+        self.num_annotations = 0
         self.too_early = False
         """Annotations stood before the images: a second pass must read them."""
         self._images = _Images(folder / "images.arrow")
@@ -342,6 +350,8 @@ class _Build:
 
     def take(self, block: Block[Any]) -> None:
         self.seen.add(block.key)
+        if block.key == "annotations":
+            self.num_annotations += len(block.items) + len(block.bad)
         if block.key == "images":
             if self._writer is not None:
                 raise AnnotationError(self.path, found='the key "images" again', expected="it once", fix="Join the two lists.")
@@ -363,10 +373,7 @@ def check_keys(path: str, seen: set[str], wanted: list[str]) -> None:
     """Raises AnnotationError where a list is missing."""
     if missing := [key for key in wanted if key not in seen]:
         expected = f"a COCO file with {', '.join(wanted)}"
-        fix = "Check `reader`."
-        if "images" in seen and "annotations" in missing:
-            fix = "A file with images alone (as image_info_*.json of COCO) has no labels: name the file with the annotations."
-        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix=fix)
+        raise AnnotationError(path, found=f"no key {', '.join(map(repr, missing))}", expected=expected, fix="Check `reader`.")
 
 
 def read_categories(path: str, block: Block[CocoCategory]) -> list[tuple[Id, str]]:
@@ -419,6 +426,13 @@ def _add_annotations(writer: _RunWriter, block: Block[Any], path: str, problems:
     if block.items:
         writer.add(region_frame(block.items) if with_regions else _caption_frame(block.items))
     for bad in block.bad:
+        if with_regions and '"segments_info"' in bad.text:
+            raise AnnotationError(
+                path,
+                found="panoptic annotations (segments_info, with masks in PNG files)",
+                expected="instances with a bbox",
+                fix="Name the instances file of the same images, such as instances_val2017.json.",
+            )
         if with_regions and (annotation := annotation_of_shape(path, bad)):
             problems.num_derived += 1
             writer.add(region_frame([annotation]))

@@ -105,6 +105,7 @@ def plan_index(path: str, captions_path: str | None, work_dir: Path, records_per
         units=tuple(Unit(index_path, start, min(start + records_per_unit, index.num_images)) for start in starts),
         num_records=index.num_images + len(problems.rejected),
         notes=tuple(problems.notes()),
+        unlabelled="" if index.is_labelled else "images without annotations, as image_info_*.json of COCO has them",
         rejected=tuple(problems.rejected),
     )
 

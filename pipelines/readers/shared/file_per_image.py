@@ -11,6 +11,7 @@ A parser says `raise Refused(reason, detail)` for a file that it cannot understa
 
 import os
 import posixpath
+import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -105,9 +106,20 @@ def image_stem(name: str) -> str:
     return stem if suffix.lower() in IMAGE_SUFFIXES else name
 
 
-def list_images(folder: str, notes: list[str]) -> dict[str, str]:
-    """The images of a folder by relative path without suffix. One listing is cheaper than asking the disk for every annotation file."""
-    images: dict[str, str] = {}
+class ImageNames(dict[str, str]):
+    """The images of a folder: path relative to it without suffix -> with suffix."""
+
+    def find(self, stem: str) -> str | None:
+        """The image of a stem, if there is one, in any of Unicode's forms: archives made by macOS hold u and a combining mark where the
+        annotations have one letter."""
+        if stem in self or stem.isascii():
+            return self.get(stem)
+        return self.get(unicodedata.normalize("NFC", stem)) or self.get(unicodedata.normalize("NFD", stem))
+
+
+def list_images(folder: str, notes: list[str]) -> ImageNames:
+    """The images of a folder. One listing is cheaper than asking the disk for every annotation file."""
+    images = ImageNames()
     num_twins = 0
     for name, _ in without_hidden(list_files(folder, IMAGE_SUFFIXES), []):
         first = images.setdefault(image_stem(name), name)

@@ -58,6 +58,7 @@ BOX_WITHOUT_IMAGE = "box_without_image"
 AMBIGUOUS_BOX_IMAGE = "ambiguous_box_image"
 MALFORMED_BOX = "malformed_box"
 POINT_NOT_BOX = "point_not_box"
+BOX_COUNT_MISMATCH = "box_count_mismatch"
 
 """The keys of SourceConfig that every format of rows understands."""
 BOX_SPACE_KEYS = frozenset({"box_space", "box_space_family", "box_space_min_pixels", "box_space_max_pixels"})

@@ -140,8 +140,9 @@ def with_objects(answer: str = "<bbox>", **objects: Any) -> Row:
         pytest.param(with_objects(bbox_type="norm1000"), "unknown_bbox_type", id="bbox-type"),
         pytest.param(with_objects(bbox_type="norm1"), "box_out_of_range", id="pixels-called-norm1"),
         pytest.param(with_objects("<bbox> <|box_start|>(1,2),(3,4)<|box_end|>"), "mixed_box_forms", id="two-forms"),
-        pytest.param(talk("<image>?", "a", objects='[{"caption": "a", "bbox": [1, 2, 3, 4]}]'), "unreadable_row", id="ms-swift-2"),
-        pytest.param({"query": "<image>?", "response": "a", "images": ["a.jpg"]}, "conversation_keys", id="query-response"),
+        pytest.param(
+            talk("<image>?", "a", objects='[{"caption": "a", "bbox": [1, 2, 3, 4]}]'), "box_count_mismatch", id="objects-without-place"
+        ),
         pytest.param(talk("?", "a"), "image_marker_mismatch", id="no-marker"),
         pytest.param(talk("<image>?", "a", videos=["a.mp4"]), "unsupported_media", id="video"),
         pytest.param(talk("<image>?", "a", label=False), "untrained_answer", id="disliked-answer"),
@@ -187,3 +188,83 @@ def test_rows_without_objects_hold_boxes_of_the_declared_space(tmp_path: Path) -
     assert record.box_space == PER_MILLE
     assert record.dialogue == (DialogueTurn((ImageMark(0), "Find the sheep"), (BoxMark(((101, 201, 150, 266),)),)),)
     assert reason(tmp_path, row) == "box_space_undeclared"
+
+
+# ---- rows of ms-swift 2, as its documentation shows them
+
+
+def old(query: str, response: str, **more: Any) -> Row:
+    return {"query": query, "response": response, **more}
+
+
+def entry(bbox: Any, caption: str = "guy in red", **more: Any) -> str:
+    return json.dumps([{"caption": caption, "bbox": bbox, "bbox_type": "real", "image": 0, **more}])
+
+
+PATH = "/coco2014/train2014/COCO_train2014_000000001507.jpg"
+GUY = (138.0, 136.0, 235.0, 359.0)
+
+
+def test_a_query_and_its_response(tmp_path: Path) -> None:
+    record = one(tmp_path, old("Find <bbox>", "<ref-object>", images=[PATH], objects=entry([138, 136, 235, 359])))
+    assert record.images == (ImageRef(PATH),)
+    assert record.dialogue == (DialogueTurn((ImageMark(0), "Find ", BoxMark((GUY,))), ("guy in red",)),)
+    assert record.box_space == PIXELS
+
+
+def test_one_place_for_several_boxes(tmp_path: Path) -> None:
+    record = one(tmp_path, old("Find <ref-object>", "<bbox>", images=[PATH], objects=entry([[138, 136, 235, 359], [1, 2, 3, 4]])))
+    assert record.dialogue == (DialogueTurn((ImageMark(0), "Find guy in red"), (BoxMark((GUY, (1.0, 2.0, 3.0, 4.0))),)),)
+
+
+@pytest.mark.parametrize(("bbox_type", "space"), [("real", PIXELS), ("norm_1000", PER_MILLE), ("norm_1", RELATIVE)])
+def test_the_spaces_of_ms_swift_2(tmp_path: Path, bbox_type: str, space: Any) -> None:
+    box = [0.1, 0.2, 0.3, 0.4]
+    row = old(f"<img>{PATH}</img>Find <ref-object>", "<bbox>", objects=entry(box, bbox_type=bbox_type))
+    record = one(tmp_path, row)
+    assert (record.images, record.box_space) == ((ImageRef(PATH),), space)
+
+
+def test_history_and_system(tmp_path: Path) -> None:
+    row = old("and now?", "FFFFF", history=[["<img>a.jpg</img> Describe the image", "xxx"], ["CCCCC", "DDDDD"]], system="S")
+    record = one(tmp_path, row)
+    assert record.system == "S"
+    assert record.images == (ImageRef("a.jpg"),)
+    assert [(turn.question, turn.answer) for turn in record.dialogue] == [
+        ((ImageMark(0), " Describe the image"), ("xxx",)),
+        (("CCCCC",), ("DDDDD",)),
+        (("and now?",), ("FFFFF",)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "places"),
+    [(["a", "b"], [[0], [1]]), (["a"], [[0], []]), (["a", "b", "c"], [[0, 1, 2], []])],
+    ids=["each", "one", "all first"],
+)
+def test_images_that_no_text_mentions(tmp_path: Path, images: list[str], places: list[list[int]]) -> None:
+    record = one(tmp_path, old("second", "2", history=[["first", "1"]], images=images))
+    found = [[part.image_index for part in turn.question if isinstance(part, ImageMark)] for turn in record.dialogue]
+    assert found == places
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (old("<img>a.jpg</img>x", "y", images=["b.jpg"]), "bad_image_path"),
+        (old("x", "y", history=[["alone"]]), "unreadable_row"),
+        (old("<bbox>", "y", images=["a.jpg"], objects="not json"), "unreadable_row"),
+        (old("<bbox>", "y", images=["a.jpg"], objects=entry("wide")), "malformed_box"),
+        (old("<bbox><bbox>", "y", images=["a.jpg"], objects=entry([1, 2, 3, 4])), "box_count_mismatch"),
+        (old("<bbox>", "y", images=["a.jpg"], objects=entry([1, 2, 3, 4], bbox_type="norm1000")), "unknown_bbox_type"),
+        (old("<bbox>", "y", images=["a.jpg"], objects=entry([1, 2, 3, 4000], bbox_type="norm_1000")), "box_out_of_range"),
+        ({"query": "x"}, "conversation_keys"),
+    ],
+)
+def test_rows_of_ms_swift_2_that_are_refused(tmp_path: Path, row: Row, expected: str) -> None:
+    assert reason(tmp_path, row) == expected
+
+
+def test_objects_as_a_string_beside_messages(tmp_path: Path) -> None:
+    record = one(tmp_path, talk("<image> Find <ref-object>", "<bbox>", objects=entry([138, 136, 235, 359])))
+    assert record.dialogue[0].answer == (BoxMark((GUY,)),)

@@ -1,3 +1,4 @@
+import unicodedata
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -350,3 +351,12 @@ def test_a_list_of_images_is_not_a_label_file(tmp_path: Path, content: str, is_l
     assert ids(records) == ["a"]
     assert [(item.reason, item.position) for item in plan.rejected] == ([] if is_list else [("missing_image", "train.txt")])
     assert ("1 text files list images and are not label files, for example train.txt" in plan.notes) == is_list
+
+
+@pytest.mark.parametrize(("stored", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_images_in_another_unicode_form(tmp_path: Path, stored: Any, named: Any) -> None:
+    image, label = unicodedata.normalize(stored, "Tür"), unicodedata.normalize(named, "Tür")
+    root = write(tmp_path / "data", {f"labels/{label}.txt": BOX, f"images/{image}.jpg": "", "data.yaml": NAMES})
+    plan, records = load(tmp_path, root)
+    assert plan.rejected == ()
+    assert paths(records) == [f"images/{image}.jpg"]

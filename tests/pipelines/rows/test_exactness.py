@@ -409,7 +409,7 @@ def labelled_records() -> Iterator[Record]:
 @pytest.mark.parametrize(("family", "tokenizer"), [*SMALL, *REAL[1:]])
 def test_two_thousand_hard_labels_compose_exactly(family: str, tokenizer: str) -> None:
     fewer = {"describe": TaskConfig(share=0.2), "refer": TaskConfig(share=0.4)}
-    unit = new_unit(family, tokenizer, tasks=EVERY_TASK.model_copy(update=fewer))
+    unit = new_unit(family, tokenizer, tasks=EVERY_TASK.model_copy(update=fewer), rules={"control_characters": "keep"})
     records = list(labelled_records())
     result = unit.convert(records, DECLARED_SIZES)
     assert not result.counts.turns_rejected

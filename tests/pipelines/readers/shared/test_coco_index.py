@@ -9,11 +9,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from boxcar.pipelines.readers.catalog import plan_source
+from boxcar.pipelines.readers.coco import CocoReader
 from boxcar.pipelines.readers.reader import SourcePlan
 from boxcar.pipelines.readers.shared import coco_index, json_blocks
 from boxcar.pipelines.readers.shared.coco_index import build_index
 from boxcar.pipelines.readers.shared.coco_rows import IndexedImage, images_of, plan_index, read_index
 from boxcar.schemas.errors import AnnotationError
+from boxcar.schemas.record import Record
+from boxcar.schemas.workflow import SourceConfig
 
 File = dict[str, Any]
 
@@ -96,8 +100,8 @@ def test_a_byte_order_mark(tmp_path: Path) -> None:
         pytest.param(" \n", "found an empty file", id="blank"),
         pytest.param("[]", "byte 0: found a list at the top", id="a list at the top"),
         pytest.param("\x89PNG", "byte 0: found b'.*PNG' at the top", id="an image"),
-        pytest.param('{"images": []}', "found no key 'annotations', 'categories', expected a COCO file", id="missing keys"),
-        pytest.param('{"images": [], "categories": []}', "A file with images alone .as image_info_.*has no labels", id="images alone"),
+        pytest.param({"annotations": FILE["annotations"]}, "found no key 'images', 'categories', expected a COCO file", id="missing keys"),
+        pytest.param('{"images": []}', 'found an empty list "images"', id="nothing"),
         pytest.param({**FILE, "images": []}, 'found an empty list "images"', id="no images"),
         pytest.param(
             {**FILE, "images": [{"id": None}]}, r'nothing readable in the list "images" \(instances.json, byte 12', id="all broken"
@@ -413,3 +417,41 @@ def test_an_index_is_the_same_twice(tmp_path: Path) -> None:
 def test_ids_and_sizes_of_images_as_strings_of_digits(tmp_path: Path) -> None:
     images = [{"id": "7", "file_name": "a.jpg", "width": "640", "height": "480"}, {"id": "3", "file_name": "b.jpg"}]
     assert in_images(load(tmp_path, {**FILE, "images": images})[1]) == IN_IMAGES
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        {"images": FILE["images"]},
+        {"images": FILE["images"], "categories": FILE["categories"]},
+        {**FILE, "annotations": [], "categories": []},
+    ],
+)
+def test_images_alone_can_be_audited_and_not_converted(tmp_path: Path, file: dict[str, Any]) -> None:
+    (tmp_path / "image_info_test.json").write_text(json.dumps(file))
+    config = SourceConfig(reader="coco", annotations=str(tmp_path / "image_info_test.json"))
+    plan = plan_source(config, tmp_path / "audit", 10, unlabelled=True)
+    assert plan.num_records == 2
+    records = list(CocoReader().read(config, plan.units[0]))
+    assert [(record.regions, record.vocabulary) for record in records if isinstance(record, Record)] == [((), ())] * 2
+    with pytest.raises(AnnotationError, match=r"found images without annotations, as image_info_\*.json .* `boxcar audit` says"):
+        plan_source(config, tmp_path / "convert", 10)
+
+
+def test_an_empty_list_of_annotations_says_that_there_is_nothing_in_the_images(tmp_path: Path) -> None:
+    (tmp_path / "instances.json").write_text(json.dumps({**FILE, "annotations": []}))
+    assert plan_source(SourceConfig(reader="coco", annotations=str(tmp_path / "instances.json")), tmp_path / "work", 10).num_records == 2
+
+
+def test_panoptic_annotations_are_named(tmp_path: Path) -> None:
+    annotation = {"segments_info": [{"id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}], "file_name": "a.png", "image_id": 7}
+    (tmp_path / "panoptic.json").write_text(json.dumps({**FILE, "annotations": [annotation]}))
+    config = SourceConfig(reader="coco", annotations=str(tmp_path / "panoptic.json"))
+    with pytest.raises(AnnotationError, match=r"panoptic annotations .* Name the instances file"):
+        plan_source(config, tmp_path / "work", 10)
+
+
+def test_a_file_of_coco_stuff_is_named(tmp_path: Path) -> None:
+    (tmp_path / "stuff_val2017.json").write_text(json.dumps(FILE))
+    plan = plan_source(SourceConfig(reader="coco", annotations=str(tmp_path / "stuff_val2017.json")), tmp_path / "work", 10)
+    assert any("COCO-Stuff" in note for note in plan.notes)

@@ -96,17 +96,15 @@ def plan_epoch(
 
     Raises BudgetError where no sample fits the cutoff, ConfigError where the settings leave nothing to train on.
     """
-    cutoff = cutoff_len or config.cutoff_len or index.cutoff_len
-    visits, progress = _visits(index, config, epoch)
-    cursor = _cursor(index, config, epoch, cutoff)
-    parts = []
-    for stage, documents, tally in _documents(index, config, visits, progress, epoch, cutoff, cursor):
-        if not len(documents.visits):
-            _nothing_left(index, stage, tally, cutoff)
-        parts.append(_Part.build(index, config, stage, visits, progress, documents, tally, epoch, cutoff, cost_model or CostModel()))
-    if not parts:
+    here = _Epoch.of(index, config, epoch, cutoff_len)
+    phases = []
+    for chosen in here.documents(here.cursor()):
+        if not len(chosen.documents.visits):
+            _nothing_left(here, chosen)
+        phases.append(_PlannedPhase.of(here, chosen, cost_model or CostModel()))
+    if not phases:
         raise ConfigError("phases", found="phases that leave this epoch without a sample", expected="at least one")
-    return _assemble(index, config, visits, progress, parts, epoch, cutoff)
+    return _assemble(here, phases)
 
 
 @dataclass(frozen=True)
@@ -127,19 +125,84 @@ class EpochContent:
 
 def content_of_epoch(index: PlanIndex, config: PlanConfig, epoch: int, cutoff_len: int | None = None) -> EpochContent:
     """As `plan_epoch`, but an epoch that holds nothing is no mistake here. Raises ConfigError where the settings leave no visit."""
-    cutoff = cutoff_len or config.cutoff_len or index.cutoff_len
-    visits, progress = _visits(index, config, epoch)
+    here = _Epoch.of(index, config, epoch, cutoff_len)
     documents = turns = tokens = contested = 0
     digest = xxhash.xxh3_128()
-    cursor = _cursor(index, config, epoch, cutoff)
-    for _, made, tally in _documents(index, config, visits, progress, epoch, cutoff, cursor):
+    for chosen in here.documents(here.cursor()):
+        made = chosen.documents
         documents += len(made.visits)
         turns += len(made.turns.values)
         tokens += int(made.tokens.sum(dtype=np.int64))
-        contested += tally.contested
-        for column in (visits.rows[made.visits], made.turns.lengths.astype(np.int64), made.turns.values):
+        contested += chosen.tally.contested
+        for column in (here.visits.rows[made.visits], made.turns.lengths.astype(np.int64), made.turns.values):
             digest.update(bytes_of(column))
-    return EpochContent(int(np.count_nonzero(progress < 1)), documents, turns, tokens, contested, digest.hexdigest())
+    return EpochContent(here.num_visits, documents, turns, tokens, contested, digest.hexdigest())
+
+
+@dataclass(frozen=True)
+class _Chosen:
+    """The documents of a phase within an epoch."""
+
+    stage: Stage
+    documents: Documents
+    """Their `visits` are rows of the epoch's visits."""
+    tally: Tally
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch of one run: what is planned."""
+
+    index: PlanIndex
+    config: PlanConfig
+    number: int
+    cutoff_len: int
+    """Tokens of a pack."""
+    visits: Visits
+    progress: npt.NDArray[np.float64]
+    """Of each visit, as a share of the run; 1 and above: behind its end."""
+
+    @classmethod
+    def of(cls, index: PlanIndex, config: PlanConfig, number: int, cutoff_len: int | None) -> "_Epoch":
+        """Raises ConfigError or ShardError where there are no visits within the run."""
+        visits, progress = _visits(index, config, number)
+        return cls(index, config, number, cutoff_len or config.cutoff_len or index.cutoff_len, visits, progress)
+
+    @property
+    def num_visits(self) -> int:
+        """Up to the end of the run."""
+        return int(np.count_nonzero(self.progress < 1))
+
+    def documents(self, cursor: npt.NDArray[np.int32] | None) -> Iterator[_Chosen]:
+        """Documents of each phase that has visits in this epoch. cursor: where cyclic schedules go on; it is moved."""
+        in_order = self.progress[self.visits.order]
+        for stage in stages_of(self.config):
+            # The last phase ends at 1, which no progress reaches.
+            first, last = np.searchsorted(in_order, [stage.start, stage.until])
+            if first == last:
+                if stage.start * self.config.epochs >= self.number and stage.until * self.config.epochs <= self.number + 1:
+                    _empty_phase(stage)
+                continue
+            here = np.sort(self.visits.order[first:last])
+            shares, tally, made = task_shares(stage.tasks), Tally(), []
+            for repeat in np.unique(self.visits.repeats[here]).tolist():
+                again = here[self.visits.repeats[here] == repeat]
+                chooser = Chooser(self.index, stage.schedule, shares, self.cutoff_len, self.config.seed, self.number, repeat, cursor)
+                documents = chooser.choose(self.visits.rows[again], self.progress[again], tally)
+                made.append(Documents(again[documents.visits], documents.turns, documents.tokens))
+            yield _Chosen(stage, _joined(made), tally)
+
+    def cursor(self) -> npt.NDArray[np.int32] | None:
+        """Where cyclic schedules go on in this epoch: the epochs before it are gone through, so that the plan needs no state."""
+        if not any(stage.schedule.cyclic for stage in stages_of(self.config)):
+            return None
+        cursor = np.zeros((self.index.num_rows, 2), np.int32)
+        for number in range(self.number):
+            visits = visits_of_epoch(self.index, self.config.mixture, self.config.seed, number)
+            earlier = _Epoch(self.index, self.config, number, self.cutoff_len, visits, visits.progress(number, self.config.epochs))
+            for _ in earlier.documents(cursor):
+                pass
+        return cursor
 
 
 def _visits(index: PlanIndex, config: PlanConfig, epoch: int) -> tuple[Visits, npt.NDArray[np.float64]]:
@@ -161,35 +224,6 @@ def _visits(index: PlanIndex, config: PlanConfig, epoch: int) -> tuple[Visits, n
     return visits, progress
 
 
-def _documents(
-    index: PlanIndex,
-    config: PlanConfig,
-    visits: Visits,
-    progress: npt.NDArray[np.float64],
-    epoch: int,
-    cutoff: int,
-    cursor: npt.NDArray[np.int32] | None,
-) -> Iterator[tuple[Stage, Documents, Tally]]:
-    """Documents of each phase that has visits in this epoch; their `visits` are rows of `visits`."""
-    in_order = progress[visits.order]
-    for stage in stages_of(config):
-        # The last phase ends at 1, which no progress reaches.
-        first, last = np.searchsorted(in_order, [stage.start, stage.until])
-        if first == last:
-            if stage.start * config.epochs >= epoch and stage.until * config.epochs <= epoch + 1:
-                _empty_phase(stage)
-            continue
-        here = np.sort(visits.order[first:last])
-        tally = Tally()
-        parts = []
-        for repeat in np.unique(visits.repeats[here]).tolist():
-            again = here[visits.repeats[here] == repeat]
-            chooser = Chooser(index, stage.schedule, task_shares(stage.tasks), cutoff, config.seed, epoch, repeat, cursor)
-            made = chooser.choose(visits.rows[again], progress[again], tally)
-            parts.append(Documents(again[made.visits], made.turns, made.tokens))
-        yield stage, _joined(parts), tally
-
-
 def _joined(parts: Sequence[Documents]) -> Documents:
     if len(parts) == 1:
         return parts[0]
@@ -198,18 +232,6 @@ def _joined(parts: Sequence[Documents]) -> Documents:
         concat([part.turns for part in parts]),
         np.concatenate([part.tokens for part in parts]),
     )
-
-
-def _cursor(index: PlanIndex, config: PlanConfig, epoch: int, cutoff: int) -> npt.NDArray[np.int32] | None:
-    """Where cyclic schedules go on in this epoch: the epochs before it are gone through, so that the plan needs no state."""
-    if not any(stage.schedule.cyclic for stage in stages_of(config)):
-        return None
-    cursor = np.zeros((index.num_rows, 2), np.int32)
-    for earlier in range(epoch):
-        visits = visits_of_epoch(index, config.mixture, config.seed, earlier)
-        for _ in _documents(index, config, visits, visits.progress(earlier, config.epochs), earlier, cutoff, cursor):
-            pass
-    return cursor
 
 
 def _empty_phase(stage: Stage) -> None:
@@ -221,17 +243,18 @@ def _empty_phase(stage: Stage) -> None:
     )
 
 
-def _nothing_left(index: PlanIndex, stage: Stage, tally: Tally, cutoff: int) -> None:
+def _nothing_left(epoch: _Epoch, chosen: _Chosen) -> None:
+    tally = chosen.tally
     if tally.rows_over_cutoff and not tally.rows_not_in_share and not tally.rows_not_chosen:
-        smallest, row = smallest_sample(index)
+        smallest, row = smallest_sample(epoch.index)
         raise BudgetError(
             "cutoff_len",
-            found=f"{cutoff} tokens, and no sample that fits",
-            expected=f"at least {smallest}, the smallest sample with one turn ({index.describe(row)})",
+            found=f"{epoch.cutoff_len} tokens, and no sample that fits",
+            expected=f"at least {smallest}, the smallest sample with one turn ({epoch.index.describe(row)})",
             fix="Raise cutoff_len, or convert with a smaller image_max_pixels.",
         )
     raise ConfigError(
-        f"phase {stage.number}",
+        f"phase {chosen.stage.number}",
         found=f"no sample left: {tally.rows_over_cutoff:,} over the cutoff, {tally.rows_not_in_share:,} by the tasks' shares, "
         f"{tally.rows_not_chosen:,} by the share of absent turns",
         expected="at least one",
@@ -250,7 +273,7 @@ def smallest_sample(index: PlanIndex) -> tuple[int, int]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _PlannedPhase:
     """A phase of the epoch, planned. Columns over documents and packs stand in the order of training."""
 
     stage: Stage
@@ -265,39 +288,28 @@ class _Part:
     costs: npt.NDArray[np.float64]
 
     @classmethod
-    def build(
-        cls,
-        index: PlanIndex,
-        config: PlanConfig,
-        stage: Stage,
-        visits: Visits,
-        progress: npt.NDArray[np.float64],
-        documents: Documents,
-        tally: Tally,
-        epoch: int,
-        cutoff: int,
-        cost_model: CostModel,
-    ) -> "_Part":
-        progress = progress[documents.visits]
+    def of(cls, epoch: _Epoch, chosen: _Chosen, cost_model: CostModel) -> "_PlannedPhase":
+        index, config, documents = epoch.index, epoch.config, chosen.documents
+        progress = epoch.progress[documents.visits]
         shuffled = np.argsort(progress, kind="stable")
-        rows = visits.rows[documents.visits]
+        rows = epoch.visits.rows[documents.visits]
         costs = cost_model.of_documents(documents.tokens, index.num_patches[rows], index.patches_squared[rows])
-        stream = hash_chain(config.seed, Purpose.STEP_ORDER, epoch, stage.number)
+        stream = hash_chain(config.seed, Purpose.STEP_ORDER, epoch.number, chosen.stage.number)
         most_steps = len(shuffled) // config.global_batch + 1
         layout = lay_out(
             documents.tokens[shuffled],
             costs[shuffled],
-            window_stops(progress[shuffled], stage.schedule, config),
+            window_stops(progress[shuffled], chosen.stage.schedule, config),
             mix(stream ^ np.arange(most_steps, dtype=np.uint64)),
-            capacity=cutoff,
+            capacity=epoch.cutoff_len,
             global_batch=config.global_batch,
             packed=config.packing == "packed",
         )
         order = shuffled[layout.documents]
         firsts = layout.pack_offsets[:-1]
         return cls(
-            stage=stage,
-            tally=tally,
+            stage=chosen.stage,
+            tally=chosen.tally,
             layout=layout,
             visits=documents.visits[order],
             turns=documents.turns.take(order),
@@ -347,68 +359,61 @@ def window_stops(progress: npt.NDArray[np.float64], schedule: ScheduleConfig, co
     return stops if stops and stops[-1] == num_documents else [*stops, num_documents]
 
 
-def _assemble(
-    index: PlanIndex,
-    config: PlanConfig,
-    visits: Visits,
-    progress: npt.NDArray[np.float64],
-    parts: Sequence[_Part],
-    epoch: int,
-    cutoff: int,
-) -> Plan:
+def _assemble(epoch: _Epoch, phases: Sequence[_PlannedPhase]) -> Plan:
     tables, first_step = [], 0
-    for part in parts:
-        tables.append(part.table(visits, first_step))
-        first_step += part.num_steps
+    for phase in phases:
+        tables.append(phase.table(epoch.visits, first_step))
+        first_step += phase.num_steps
     packs = pa.concat_tables(tables)
-    settings = config.model_dump(mode="json", include=set(PlanConfig.model_fields))
-    samples = xxhash.xxh3_128_hexdigest(bytes_of(index.sample_keys))
-    fingerprint = fingerprint_of(packs, samples, cutoff)
-    counts = _count(index, config, visits, int(np.count_nonzero(progress < 1)), parts, cutoff)
+    settings = epoch.config.model_dump(mode="json", include=set(PlanConfig.model_fields))
+    samples = xxhash.xxh3_128_hexdigest(bytes_of(epoch.index.sample_keys))
+    fingerprint = fingerprint_of(packs, samples, epoch.cutoff_len)
+    counts = _count(epoch, phases)
     metadata = {
         "boxcar.schema": "plan",
         "boxcar.version": str(PLAN_VERSION),
-        "epoch": str(epoch),
-        "seed": str(config.seed),
-        "cutoff_len": str(cutoff),
+        "epoch": str(epoch.number),
+        "seed": str(epoch.config.seed),
+        "cutoff_len": str(epoch.cutoff_len),
         "settings": json.dumps(settings, sort_keys=True),
         "counts": msgspec.json.encode(counts, order="sorted").decode(),
         "samples": samples,
         "fingerprint": fingerprint,
     }
-    return Plan(packs.replace_schema_metadata(metadata), counts, epoch, config.seed, cutoff, settings, fingerprint)
+    return Plan(packs.replace_schema_metadata(metadata), counts, epoch.number, epoch.config.seed, epoch.cutoff_len, settings, fingerprint)
 
 
-def _count(index: PlanIndex, config: PlanConfig, visits: Visits, visits_in_run: int, parts: Sequence[_Part], cutoff: int) -> PlanCounts:
+def _count(epoch: _Epoch, phases: Sequence[_PlannedPhase]) -> PlanCounts:
+    index, visits, config = epoch.index, epoch.visits, epoch.config
     tally = Tally()
-    for part in parts:
-        tally.add(part.tally)
+    for phase in phases:
+        tally.add(phase.tally)
     sources = np.zeros((len(index.sources), 3), np.int64)
     seen = np.zeros(len(visits.rows), np.bool_)
     visual = capacity = 0
-    for part in parts:
-        rows = visits.rows[part.visits]
+    for phase in phases:
+        rows = visits.rows[phase.visits]
         codes = index.source_codes[rows]
-        first = ~seen[part.visits] if not index.one_question_per_image else np.unique(part.visits, return_index=True)[1]
-        seen[part.visits] = True
-        for column, weights in enumerate((None, part.turns.lengths, part.doc_tokens)):
+        first = ~seen[phase.visits] if not index.one_question_per_image else np.unique(phase.visits, return_index=True)[1]
+        seen[phase.visits] = True
+        for column, weights in enumerate((None, phase.turns.lengths, phase.doc_tokens)):
             of = codes[first] if weights is None else codes
             sources[:, column] += np.bincount(of, weights, len(index.sources)).astype(np.int64)
         visual += int(index.visual_tokens[rows].sum(dtype=np.int64))
-        capacity += _capacity(part, config, cutoff)
-    tokens = sum(int(part.num_tokens.sum()) for part in parts)
+        capacity += _capacity(phase, epoch)
+    tokens = sum(int(phase.num_tokens.sum()) for phase in phases)
     num_rows = np.bincount(index.source_codes, minlength=len(index.sources)).tolist()
-    imbalance, ranks = _imbalance(parts, config.global_batch)
-    smallest = min(int(np.diff(part.layout.step_offsets)[-1]) for part in parts)
+    imbalance, ranks = _imbalance(phases, config.global_batch)
+    smallest = min(int(np.diff(phase.layout.step_offsets)[-1]) for phase in phases)
     return PlanCounts(
         rows=index.num_rows,
-        visits=visits_in_run,
+        visits=epoch.num_visits,
         samples=int(np.count_nonzero(seen)),
-        documents=sum(len(part.visits) for part in parts),
+        documents=sum(len(phase.visits) for phase in phases),
         turns=int(tally.turns.sum()),
         turns_offered=int(tally.turns.sum()) + tally.turns_over_cutoff + tally.turns_not_in_share + tally.turns_not_chosen,
-        packs=sum(len(part.costs) for part in parts),
-        steps=sum(part.num_steps for part in parts),
+        packs=sum(len(phase.costs) for phase in phases),
+        steps=sum(phase.num_steps for phase in phases),
         tokens=tokens,
         visual_tokens=visual,
         fill=tokens / capacity,
@@ -422,16 +427,16 @@ def _count(index: PlanIndex, config: PlanConfig, visits: Visits, visits_in_run: 
         sources={name: SourceCount(num_rows[code], *sources[code].tolist()) for code, name in enumerate(index.sources)},
         phases=[
             PhaseCount(
-                number=part.stage.number,
-                until=part.stage.until,
-                schedule=part.stage.schedule.kind,
-                steps=part.num_steps,
-                packs=len(part.costs),
-                documents=len(part.visits),
-                turns=len(part.turns.values),
-                tokens=int(part.num_tokens.sum()),
+                number=phase.stage.number,
+                until=phase.stage.until,
+                schedule=phase.stage.schedule.kind,
+                steps=phase.num_steps,
+                packs=len(phase.costs),
+                documents=len(phase.visits),
+                turns=len(phase.turns.values),
+                tokens=int(phase.num_tokens.sum()),
             )
-            for part in parts
+            for phase in phases
         ],
         rows_left_out=_rows_left_out(index, visits, tally),
         turns_left_out={
@@ -459,20 +464,20 @@ def _rows_left_out(index: PlanIndex, visits: Visits, tally: Tally) -> dict[str, 
     return {name: LeftOut(count, [index.describe(row) for row in rows[:3]]) for name, (count, rows) in reasons.items() if count}
 
 
-def _capacity(part: _Part, config: PlanConfig, cutoff: int) -> int:
-    if config.packing == "packed":
-        return len(part.costs) * cutoff
-    longest = np.maximum.reduceat(part.num_tokens, part.layout.step_offsets[:-1])
-    return int((longest * np.diff(part.layout.step_offsets)).sum())
+def _capacity(phase: _PlannedPhase, epoch: _Epoch) -> int:
+    if epoch.config.packing == "packed":
+        return len(phase.costs) * epoch.cutoff_len
+    longest = np.maximum.reduceat(phase.num_tokens, phase.layout.step_offsets[:-1])
+    return int((longest * np.diff(phase.layout.step_offsets)).sum())
 
 
-def _imbalance(parts: Sequence[_Part], global_batch: int) -> tuple[float | None, int]:
+def _imbalance(phases: Sequence[_PlannedPhase], global_batch: int) -> tuple[float | None, int]:
     ranks = max(number for number in range(1, IMBALANCE_RANKS + 1) if global_batch % number == 0)
     found = []
-    for part in parts:
+    for phase in phases:
         # A smaller step stands behind the whole ones.
-        whole = int(np.count_nonzero(np.diff(part.layout.step_offsets) == global_batch))
-        by_rank = part.costs[: whole * global_batch].reshape(whole, global_batch // ranks, ranks).sum(axis=1)
+        whole = int(np.count_nonzero(np.diff(phase.layout.step_offsets) == global_batch))
+        by_rank = phase.costs[: whole * global_batch].reshape(whole, global_batch // ranks, ranks).sum(axis=1)
         found.append(by_rank.max(axis=1) / by_rank.mean(axis=1) - 1)
     steps = np.concatenate(found)
     return (float(steps.mean()) if len(steps) else None), ranks

@@ -385,25 +385,26 @@ def measure_shrunk(things: Things, texts: Texts, grammar: Grammar, limits: Pixel
     return measured, max_pixels
 
 
-def outcome_of(
-    things: Things,
-    texts: Texts,
-    grammar: Grammar,
-    limits: PixelLimits,
-    measured: Measured,
-    max_pixels: IntColumn | None,
-    cutoff_len: int,
-    over_length: OverLength,
-    *,
-    with_counts: bool = True,
-) -> Outcome:
-    """What a setting makes of a chunk. max_pixels: (M,) where images were shrunk. with_counts: also what the manifest will say."""
-    rule = grammar.rule(cutoff_len)
+@dataclass(frozen=True)
+class Trial:
+    """A setting that is tried."""
+
+    limits: PixelLimits
+    cutoff_len: int
+    over_length: OverLength = "plan"
+    max_pixels: IntColumn | None = None
+    """(M,) the limit of each image, where images are shrunk to fit."""
+
+
+def outcome_of(things: Things, texts: Texts, grammar: Grammar, measured: Measured, trial: Trial, *, with_counts: bool = True) -> Outcome:
+    """What a setting makes of a chunk that was measured under its limits. with_counts: also what the manifest will say."""
+    rule = grammar.rule(trial.cutoff_len)
     single = rule.one_question_per_image
     decided = decide_columns(measured.base, measured.turn_tokens, texts.turn_offsets, texts.draft_ordered, rule)
-    filled = fill(decided, measured.base, measured.turn_tokens, texts.turn_offsets, rule, split=over_length == "split")
+    filled = fill(decided, measured.base, measured.turn_tokens, texts.turn_offsets, rule, split=trial.over_length == "split")
     outcome = Outcome()
-    _count_samples(outcome, things, texts, decided, limits, max_pixels, measured.num_spoken)
+    _count_samples(outcome, things, texts, decided, trial)
+    _count_boxes(outcome, things, texts, decided, measured.num_spoken)
     owner = np.repeat(np.arange(len(decided.alive)), np.diff(texts.turn_offsets))
     visual = measured.placeholders[texts.draft_records]
     own = measured.turn_tokens + rule.around_answer
@@ -426,16 +427,16 @@ def outcome_of(
     if not with_counts:
         return outcome
 
-    _count_rows(outcome, things, texts, measured, decided, filled, over_length, single=single)
+    # A family of one question for each image writes no row in parts.
+    parts = filled if trial.over_length == "split" and not single else None
+    _count_rows(outcome.counts, things, texts, measured, decided, parts, single=single)
     _count_rejections(outcome, things, texts, decided)
-    if max_pixels is not None:
-        _count_shrunk(outcome, things, texts, decided, limits, max_pixels)
+    if trial.max_pixels is not None:
+        outcome.counts.images_shrunk = _num_shrunk(things, texts, decided, trial.max_pixels < trial.limits.max_pixels)
     return outcome
 
 
-def _count_samples(
-    outcome: Outcome, things: Things, texts: Texts, decided: Decided, limits: PixelLimits, max_pixels: IntColumn | None, num_spoken: int
-) -> None:
+def _count_samples(outcome: Outcome, things: Things, texts: Texts, decided: Decided, trial: Trial) -> None:
     num_records = things.num_records
     counts = np.diff(texts.turn_offsets)
     lost = counts - decided.num_kept
@@ -451,6 +452,14 @@ def _count_samples(
     outcome.whole = int((alive_of & (lost_of == 0) & ~long_of).sum())
     outcome.turns = texts.num_turns
     outcome.turns_lost = int(lost.sum())
+    if trial.max_pixels is not None:
+        record_of_image = np.repeat(np.arange(num_records), np.diff(things.image_offsets))
+        smaller = np.bincount(record_of_image, trial.max_pixels < trial.limits.max_pixels, num_records) > 0
+        outcome.shrunk = int((smaller & alive_of).sum())
+
+
+def _count_boxes(outcome: Outcome, things: Things, texts: Texts, decided: Decided, num_spoken: int) -> None:
+    """num_spoken: boxes that stand in a turn at all."""
     outcome.boxes = num_spoken
     if outcome.turns_lost == texts.num_turns:
         outcome.boxes_lost = outcome.boxes
@@ -458,29 +467,16 @@ def _count_samples(
         spoken = np.zeros(len(things.boxes), np.bool_)
         spoken[texts.box_rows[np.repeat(decided.kept, np.diff(texts.box_offsets))]] = True
         outcome.boxes_lost = outcome.boxes - int(spoken.sum())
-    if max_pixels is not None:
-        record_of_image = np.repeat(np.arange(num_records), np.diff(things.image_offsets))
-        smaller = np.bincount(record_of_image, max_pixels < limits.max_pixels, num_records) > 0
-        outcome.shrunk = int((smaller & alive_of).sum())
 
 
 def _count_rows(
-    outcome: Outcome,
-    things: Things,
-    texts: Texts,
-    measured: Measured,
-    decided: Decided,
-    filled: Filled,
-    over_length: OverLength,
-    *,
-    single: bool,
+    counts: Counts, things: Things, texts: Texts, measured: Measured, decided: Decided, parts: Filled | None, *, single: bool
 ) -> None:
-    """The rows that conversion writes: tokens and histograms of the manifest."""
-    counts = outcome.counts
-    split = over_length == "split" and not single
-    fitting = decided.alive & ~decided.is_long if split else decided.alive
-    drafts = np.concatenate([np.flatnonzero(fitting), filled.drafts]) if split else np.flatnonzero(fitting)
-    totals = np.concatenate([decided.totals[fitting], filled.lengths]) if split else decided.totals[fitting]
+    """The rows that conversion writes: tokens and histograms of the manifest. parts: of the samples that are written as several rows."""
+    fitting = decided.alive if parts is None else decided.alive & ~decided.is_long
+    drafts, totals = np.flatnonzero(fitting), decided.totals[fitting]
+    if parts is not None:
+        drafts, totals = np.concatenate([drafts, parts.drafts]), np.concatenate([totals, parts.lengths])
     visual = measured.placeholders[texts.draft_records[drafts]]
     paid = visual * decided.num_kept[drafts] if single else visual
     counts.rows_written = len(drafts)
@@ -536,7 +532,8 @@ def _copy(finding: Finding) -> Finding:
     return Finding(finding.kept, finding.fixed, finding.dropped, list(finding.examples))
 
 
-def _count_shrunk(outcome: Outcome, things: Things, texts: Texts, decided: Decided, limits: PixelLimits, max_pixels: IntColumn) -> None:
+def _num_shrunk(things: Things, texts: Texts, decided: Decided, is_shrunk: npt.NDArray[np.bool_]) -> int:
+    """Images of records that are written. is_shrunk: (M,)."""
     alive_of = np.bincount(texts.draft_records, decided.alive, things.num_records) > 0
     record_of_image = np.repeat(np.arange(things.num_records), np.diff(things.image_offsets))
-    outcome.counts.images_shrunk = int((alive_of[record_of_image] & (max_pixels < limits.max_pixels)).sum())
+    return int((alive_of[record_of_image] & is_shrunk).sum())

@@ -15,6 +15,7 @@ from boxcar.pipelines.audit.what_if import (
     Landscape,
     Outcome,
     OverLength,
+    Trial,
     landscape_of,
     measure,
     measure_shrunk,
@@ -122,7 +123,8 @@ def sweep(chunks: Iterable[tuple[Things, Texts]], grammar: Grammar, plan: Plan, 
             for cutoff in plan.cutoffs:
                 here, max_pixels = measure_shrunk(things, texts, grammar, limits, cutoff) if plan.shrink_images else (measured, None)
                 is_own = (high, cutoff) == plan.own
-                made = outcome_of(things, texts, grammar, limits, here, max_pixels, cutoff, plan.over_length, with_counts=is_own)
+                trial = Trial(limits, cutoff, plan.over_length, max_pixels)
+                made = outcome_of(things, texts, grammar, here, trial, with_counts=is_own)
                 swept.outcomes.setdefault((high, cutoff), Outcome()).add(made)
                 if is_own:
                     split = plan.over_length == "split"

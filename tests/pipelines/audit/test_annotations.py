@@ -13,7 +13,7 @@ from boxcar.pipelines.audit.annotations import FamilyFrame, Reading, family_fram
 from boxcar.pipelines.audit.columns import Things, load, save
 from boxcar.pipelines.audit.portrait import Portrait, portrait_of
 from boxcar.pipelines.audit.shards import open_folders, read_shards
-from boxcar.pipelines.audit.what_if import Landscape, Outcome, landscape_of, measure, measure_shrunk, outcome_of
+from boxcar.pipelines.audit.what_if import Landscape, Outcome, Trial, landscape_of, measure, measure_shrunk, outcome_of
 from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.pipelines.turns.lint import labels_alike, lint_records
 from boxcar.schemas.errors import ConfigError, ContractError, ShardError
@@ -62,7 +62,7 @@ def audited(reading: Reading, frame: FamilyFrame) -> tuple[Outcome, Landscape, P
     for things, texts in reading.chunks(frame):
         shrunk = measure_shrunk(things, texts, grammar, limits, config.cutoff_len) if config.shrink_images else None
         measured, max_pixels = shrunk or (measure(things, texts, grammar, limits), None)
-        outcome.add(outcome_of(things, texts, grammar, limits, measured, max_pixels, config.cutoff_len, config.over_length))
+        outcome.add(outcome_of(things, texts, grammar, measured, Trial(limits, config.cutoff_len, config.over_length, max_pixels)))
         landscape.add(landscape_of(things, texts, grammar, measure(things, texts, grammar, limits)))
         rule = grammar.rule(config.cutoff_len)
         portrait.add(portrait_of(things, texts, grammar, measured, rule, split=config.over_length == "split"))
@@ -177,7 +177,7 @@ def test_shards_give_the_same_lengths(family: str, changes: dict[str, Any], demo
     outcome, landscape = Outcome(), Landscape()
     for things, texts in read_shards(open_folders([tmp_path / "shards"]), frame.frame, frame.grammar):
         measured = measure(things, texts, frame.grammar, frame.frame.limits)
-        outcome.add(outcome_of(things, texts, frame.grammar, frame.frame.limits, measured, None, config.cutoff_len, "plan"))
+        outcome.add(outcome_of(things, texts, frame.grammar, measured, Trial(frame.frame.limits, config.cutoff_len)))
         landscape.add(landscape_of(things, texts, frame.grammar, measured))
     found, counts = outcome.counts, manifest.counts
     assert found.total_tokens_histogram == counts.total_tokens_histogram
@@ -202,7 +202,7 @@ def test_shards_at_another_resolution_cost_what_a_conversion_there_does(demo: Pa
     outcome = Outcome()
     for things, texts in read_shards(open_folders([tmp_path / "shards"]), frame.frame, frame.grammar):
         measured = measure(things, texts, frame.grammar, there.frame.limits)
-        outcome.add(outcome_of(things, texts, frame.grammar, there.frame.limits, measured, None, 4096, "plan"))
+        outcome.add(outcome_of(things, texts, frame.grammar, measured, Trial(there.frame.limits, 4096)))
     assert outcome.counts.total_tokens_histogram == expected.total_tokens_histogram
     assert outcome.counts.text_tokens < run(config.model_copy(update={"output": str(tmp_path / "again")})).counts.text_tokens
 

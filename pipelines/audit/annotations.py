@@ -236,13 +236,11 @@ def columns_of(converters: Sequence[UnitConverter], items: Iterable[Record | Rej
     lookup = ImageLookup(images_root(config), config.rules, trust_sizes=config.trust_sizes, decode=decode)
     judged = judge_unit(items, lookup, config.rules)
     things = things_of(judged, converters[0].source, config.split)
-    kept = judged.boxes.kept.copy()
     texts = []
     for converter in converters:
-        judged.boxes.kept = kept.copy()
         limits = np.full(len(judged.references.paths), converter.frame.limits.max_pixels)
         unit, drafts, attempt = converter.draft(judged, limits, Findings())
-        texts.append(texts_of(judged, unit, drafts, attempt, kept, converter.pieces))
+        texts.append(texts_of(judged, unit, drafts, attempt, converter.pieces))
     return things, texts
 
 

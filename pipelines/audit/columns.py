@@ -182,11 +182,9 @@ def things_of(judged: Judged, source: str, default_split: str) -> Things:
     )
 
 
-def texts_of(
-    judged: Judged, unit: UnitData, drafts: Sequence[Draft], attempt: Attempt, kept: npt.NDArray[np.bool_], pieces: PieceTable
-) -> Texts:
-    """One family's columns. kept: (boxes of the unit,) those that `things_of` took; a draft's boxes are among them."""
-    place = np.cumsum(kept) - 1
+def texts_of(judged: Judged, unit: UnitData, drafts: Sequence[Draft], attempt: Attempt, pieces: PieceTable) -> Texts:
+    """One family's columns. A draft's boxes are among those that `judged` keeps, which `things_of` took."""
+    place = np.cumsum(judged.boxes.kept) - 1
     pieces.encode_pending()
     turns = [turn for draft in drafts for turn in draft.turns]
     words = _word_lengths([text for turn in turns for text in (turn.question, turn.answer)], unit, pieces).reshape(-1, 2)

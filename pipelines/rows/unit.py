@@ -6,7 +6,7 @@ of its own: the same in a Ray task, in one process, and in a test.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -115,33 +115,30 @@ class UnitConverter:
         if self.pieces.forget_if_large():
             self.scribe.forget()
         judged = judge_unit(items, lookup, self.config.rules)
-        ledger, records, findings, references, boxes = judged.ledger, judged.records, judged.findings, judged.references, judged.boxes
-        max_pixels = np.full(len(references.paths), self.frame.limits.max_pixels)
-
-        kept_by_rules = boxes.kept.copy()
-        for round_number in range(MAX_SHRINK_ROUNDS):
-            boxes.kept = kept_by_rules.copy()
-            small = Findings()
-            unit, drafts, encoded, decisions, attempt = self._encode(judged, max_pixels, small)
-            smaller = self._shrink(drafts, encoded, decisions, unit, max_pixels) if self.config.shrink_images else None
-            if smaller is None or round_number == MAX_SHRINK_ROUNDS - 1:
+        max_pixels = np.full(len(judged.references.paths), self.frame.limits.max_pixels)
+        made = self._encode(judged, max_pixels)
+        for _ in range(MAX_SHRINK_ROUNDS - 1):
+            smaller = self._shrink(made) if self.config.shrink_images else None
+            if smaller is None:
                 break
-            max_pixels = smaller
-        ledger.take(attempt, records)
-        findings.by_rule.update(small.by_rule)
+            made = self._encode(judged, smaller)
+        ledger, records = judged.ledger, judged.records
+        ledger.take(made.attempt, records)
+        judged.findings.by_rule.update(made.findings.by_rule)
 
-        written = sorted({draft.record for draft, decision in zip(drafts, decisions, strict=True) if decision.parts})
-        embedded = embed(references, unit.sized, written) if embed else None
-        table = build_table(drafts, decisions, encoded, unit, embedded)
-        counts = self._count(ledger, findings, table, drafts, decisions, encoded, unit, boxes, max_pixels)
-        return UnitResult(table, counts, ledger.quarantine(records))
+        written = sorted({draft.record for draft, decision in made.decided() if decision.parts})
+        embedded = embed(judged.references, made.unit.sized, written) if embed else None
+        table = build_table(made.drafts, made.decisions, made.encoded, made.unit, embedded)
+        return UnitResult(table, self._count(judged, made, table), ledger.quarantine(records))
 
-    def draft(self, judged: "Judged", max_pixels: npt.NDArray[np.int64], findings: Findings) -> tuple[UnitData, list[Draft], Attempt]:
+    def draft(self, judged: Judged, max_pixels: npt.NDArray[np.int64], findings: Findings) -> tuple[UnitData, list[Draft], Attempt]:
         """The rows to be, before their lengths are known: what the family refuses, and the turns of everything else.
 
-        max_pixels: (M,) upper limit of each image. findings: of the rule on small boxes. Changes `judged.boxes.kept`.
+        max_pixels: (M,) upper limit of each image. findings: of the rule on small boxes. `judged` stays as it is: the unit has boxes of its
+        own, of which fewer are kept.
         """
-        records, references, boxes = judged.records, judged.references, judged.boxes
+        records, references = judged.records, judged.references
+        boxes = replace(judged.boxes, kept=judged.boxes.kept.copy())
         rejected_before = judged.ledger.rejected
         attempt = Attempt()
         unit = UnitData(self.config, self.source, self.frame, records, references, boxes, resize_all(references, self.frame, max_pixels))
@@ -155,10 +152,9 @@ class UnitConverter:
         drafts = [draft for row in rows for draft in self._drafts(row, unit, attempt, lambda rows: sorted(rows, key=rank))]
         return unit, drafts, attempt
 
-    def _encode(
-        self, judged: "Judged", max_pixels: npt.NDArray[np.int64], findings: Findings
-    ) -> tuple[UnitData, list[Draft], Encoded, list[Decision], Attempt]:
+    def _encode(self, judged: Judged, max_pixels: npt.NDArray[np.int64]) -> "_Made":
         """From sized images to budget decisions; repeated where images are shrunk."""
+        findings = Findings()
         unit, drafts, attempt = self.draft(judged, max_pixels, findings)
         encoded = encode_drafts(drafts, unit, self.pieces)
         rule = sequence_rule(self.frame, self.config.cutoff_len)
@@ -170,11 +166,12 @@ class UnitConverter:
                 longest = int(single_lengths(draft_row, rule).max())
                 detail = f"found {longest} tokens with the longest turn alone, expected at most {rule.cutoff_len}"
                 attempt.turn(draft.record, RejectedTurn(TURN_OVER_CUTOFF, detail), len(decision.turns_left_out))
-        alive = {draft.record for draft, decision in zip(drafts, decisions, strict=True) if decision.parts}
+        made = _Made(unit, drafts, encoded, decisions, attempt, findings, max_pixels)
+        alive = {draft.record for draft, decision in made.decided() if decision.parts}
         for row, record in enumerate(judged.records):
             if row not in judged.ledger.rejected and row not in attempt.rejected and row not in alive:
                 attempt.nothing_left(row, record)
-        return unit, drafts, encoded, decisions, attempt
+        return made
 
     def _unfit(self, row: int, record: Record, unit: UnitData) -> Rejected | None:
         """Why the family cannot take a record's images, if so."""
@@ -222,9 +219,7 @@ class UnitConverter:
             else:
                 yield Draft(row, "#dialogue" if turns else "", dialogue, ordered=not self.frame.family.chat.one_question_per_image)
 
-    def _shrink(
-        self, drafts: Sequence[Draft], encoded: Encoded, decisions: Sequence[Decision], unit: UnitData, max_pixels: npt.NDArray[np.int64]
-    ) -> npt.NDArray[np.int64] | None:
+    def _shrink(self, made: "_Made") -> npt.NDArray[np.int64] | None:
         """Lower pixel limits for the images of drafts that do not fit; None where nothing can shrink."""
         resize = self.frame.family.resize
         if not resize.limits_matter:
@@ -232,44 +227,35 @@ class UnitConverter:
         rule = sequence_rule(self.frame, self.config.cutoff_len)
         dead = [
             (draft.record, tokens_to_save(row, rule))
-            for draft, row, decision in zip(drafts, encoded.rows, decisions, strict=True)
+            for draft, row, decision in zip(made.drafts, made.encoded.rows, made.decisions, strict=True)
             if not decision.parts
         ]
-        references = unit.references
+        references, sizes = made.unit.references, made.unit.sized.sizes
         sizes_wh = np.stack([references.width, references.height], axis=1)
-        smaller = smaller_limits(dead, references.offsets, sizes_wh, unit.sized.sizes.visual_tokens, max_pixels, resize, self.frame.limits)
-        return None if (smaller == max_pixels).all() else smaller
+        smaller = smaller_limits(dead, references.offsets, sizes_wh, sizes.visual_tokens, made.max_pixels, resize, self.frame.limits)
+        return None if (smaller == made.max_pixels).all() else smaller
 
-    def _count(
-        self,
-        ledger: Ledger,
-        findings: Findings,
-        table: pa.Table,
-        drafts: Sequence[Draft],
-        decisions: Sequence[Decision],
-        encoded: Encoded,
-        unit: UnitData,
-        boxes: UnitBoxes,
-        max_pixels: npt.NDArray[np.int64],
-    ) -> Counts:
-        alive = {draft.record for draft, decision in zip(drafts, decisions, strict=True) if decision.parts}
+    def _count(self, judged: Judged, made: "_Made", table: pa.Table) -> Counts:
+        """table: the rows that are written."""
+        ledger, references, boxes = judged.ledger, judged.references, made.unit.boxes
+        alive = {draft.record for draft, decision in made.decided() if decision.parts}
         images = table["images"].combine_chunks()
         turns = table["turns"].combine_chunks().flatten()
         tasks = turns.field("task")
         bins = difficulty.bins(turns.field("difficulty").to_numpy())
-        written_images = [image for row in alive for image in range(unit.references.offsets[row], unit.references.offsets[row + 1])]
+        written_images = [image for row in alive for image in range(references.offsets[row], references.offsets[row + 1])]
         return Counts(
             records_read=ledger.num_read,
             records_written=len(alive),
             rows_written=table.num_rows,
             images=len(images.flatten()),
-            images_shrunk=int((max_pixels[written_images] < self.frame.limits.max_pixels).sum()),
+            images_shrunk=int((made.max_pixels[written_images] < self.frame.limits.max_pixels).sum()),
             boxes_read=len(boxes.kept),
             boxes_kept=int(boxes.kept.sum()),
             turns=_histogram(tasks),
             records_rejected=ledger.by_reason(),
             turns_rejected=ledger.turns_rejected,
-            rules=findings.by_rule,
+            rules=judged.findings.by_rule,
             visual_tokens=int(np.sum(table["total_tokens"].to_numpy() - table["text_tokens"].to_numpy())),
             text_tokens=int(np.sum(table["text_tokens"].to_numpy())),
             total_tokens_histogram=_histogram(table["total_tokens"].combine_chunks()),
@@ -278,6 +264,24 @@ class UnitConverter:
                 task: _histogram(pa.array(bins[np.asarray(tasks.to_pylist()) == task])) for task in sorted(set(tasks.to_pylist()))
             },
         )
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One round of encoding. Thrown away where images shrink and the round is repeated."""
+
+    unit: UnitData
+    drafts: list[Draft]
+    encoded: Encoded
+    decisions: list[Decision]
+    attempt: Attempt
+    findings: Findings
+    """Of the rule on small boxes."""
+    max_pixels: npt.NDArray[np.int64]
+    """(M,) upper limit of each image."""
+
+    def decided(self) -> Iterator[tuple[Draft, Decision]]:
+        return zip(self.drafts, self.decisions, strict=True)
 
 
 def smaller_limits(

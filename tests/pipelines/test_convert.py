@@ -598,7 +598,8 @@ def _text(content: str) -> Callable[[Path], Path]:
             _text('{"images": [], "annotations": [], "categories": [{"id": 1, "name": "a"}]}'), 'an empty list "images"', id="no images"
         ),
         pytest.param(_text('{"annotations": [], "categories": []}'), "no key 'images'", id="no key"),
-        pytest.param(_text('{"images": [], "annotations": [], "categories": []}'), 'an empty list "categories"', id="no categories"),
+        pytest.param(_text('{"images": [], "annotations": [], "categories": []}'), 'an empty list "images"', id="nothing"),
+        pytest.param(_text('{"images": [{"id": 1, "file_name": "a.jpg"}]}'), "images without annotations", id="images alone"),
         pytest.param(_text('{"images": [{"id": 1, "file_name": "a.jpg"}'), r"a\.json.*byte \d+", id="cut"),
         pytest.param(_text("[1, 2]"), r"a\.json", id="a list"),
     ],

@@ -713,7 +713,7 @@ def test_a_picture_that_cannot_be_written_is_a_mistake(demo: Path, tmp_path: Pat
 def test_labels_are_printed_as_they_are_and_obeyed_by_no_terminal(demo: Path, tmp_path: Path) -> None:
     labels = ("[red]cat[/red]", "\x1b[31mdog\x1b[0m\x1b]0;owned\x07", "[/]", "a\rb\x08", "🙂 猫 [link=http://x]")
     boxes = [[10 + 50 * number, 20, 40, 50] for number in range(len(labels))]
-    folder = shards_of(tmp_path, demo / "tokenizer", (280, 280), boxes, labels)
+    folder = shards_of(tmp_path, demo / "tokenizer", (280, 280), boxes, labels, rules={"control_characters": "keep"})
     for environment in ({}, {"FORCE_COLOR": "1"}):
         done = CliRunner(env=environment).invoke(main, ["show", str(folder), "--no-picture"])
         assert done.exit_code == 0

@@ -59,6 +59,10 @@ class FrameContract(msgspec.Struct, frozen=True, kw_only=True):
                 lines.append(f"{name}: {_short(mine)} here, {_short(theirs)} there")
         return lines
 
+    def differing_fields(self, other: "FrameContract") -> set[str]:
+        """Names of the fields in which two contracts differ."""
+        return {name for name in self.__struct_fields__ if name != "tokenizer" and getattr(self, name) != getattr(other, name)}
+
     def require_equal(self, other: "FrameContract", where: str) -> None:
         """Raises ContractError with every difference."""
         if lines := self.differences(other):

@@ -5,7 +5,6 @@ command line call `work` with a session that says which rank this is.
 """
 
 import platform
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +16,11 @@ from typing import Any
 import pyarrow as pa
 import torch
 from safetensors.torch import save_file
-from torch import distributed
 
 from boxcar.pipelines.families.catalog import find_family
 from boxcar.pipelines.tokens.frame import Frame, frame_of
 from boxcar.schemas.adapter import AdapterCard, BaseRecord
-from boxcar.schemas.errors import ConfigError, TrainingError
+from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.task import TaskName
 from boxcar.schemas.training import Part, TrainConfig
 from boxcar.train.answering.adapter import Opened, config_hash
@@ -43,10 +41,10 @@ from boxcar.train.network.model import (
 )
 from boxcar.train.network.objective import Objective
 from boxcar.train.planning.plan_table import read_plan
-from boxcar.train.running import checkpoint
 from boxcar.train.running.checkpoint import Snapshot, TrainState
+from boxcar.train.running.checkpoints import Checkpoints
 from boxcar.train.running.loop import Step, Trainer
-from boxcar.train.running.run_folder import ADAPTER, RunFolder, checkpoint_name
+from boxcar.train.running.run_folder import RunFolder
 from boxcar.train.running.sessions import Session
 from boxcar.train.running.strategy import PlainStrategy, Strategy
 from boxcar.train.running.trackers import Tracker, open_trackers
@@ -97,6 +95,7 @@ class _Worker:
         self._session = session
         self._scratch = scratch
         self._folder = RunFolder(spec.folder)
+        self._checkpoints = Checkpoints(self._folder, session, scratch, self.log)
         self._store = ShardStore(config.shards, config.cache_dir, int(config.cache_gb * 1e9))
         self._contract = self._store.contract
         self._family = find_family(self._contract.family)
@@ -259,46 +258,12 @@ class _Worker:
         )
 
     def save(self, snapshot: Snapshot, metrics: dict[str, float]) -> None:
-        folder = None
-        if self._session.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="checkpoint-", dir=self._scratch))
-            try:
-                checkpoint.write(folder, snapshot, self._card, lambda where: self._save_model(where, snapshot))
-            except OSError as error:
-                raise self._disk_error(error) from error
         for tracker in self._trackers:
             tracker.flush()
-        try:
-            self._session.publish(folder, snapshot.state.step, metrics)
-        except OSError as error:
-            raise self._disk_error(error) from error
-        self.log({"event": "checkpoint", "step": snapshot.state.step, "folder": self._folder / checkpoint_name(snapshot.state.step)})
+        self._checkpoints.save(snapshot, metrics, self._card, self._save_model)
 
     def newest(self, not_after: int | None = None) -> Snapshot | None:
-        chosen: list[int | None] = [self._newest_whole(not_after) if self._session.rank == 0 else None]
-        if distributed.is_initialized() and self._session.world_size > 1:
-            distributed.broadcast_object_list(chosen)
-        if chosen[0] is None:
-            return None
-        folder = self._folder.fetch(checkpoint_name(chosen[0]), self._scratch)
-        if not folder.is_dir():
-            raise TrainingError(
-                str(folder),
-                found=f"no such folder on {platform.node()}",
-                expected="the checkpoint that rank 0 sees",
-                fix="`output` must be on storage that all nodes share, or an object store.",
-            )
-        return checkpoint.load(folder)
-
-    def _newest_whole(self, not_after: int | None) -> int | None:
-        for step in self._folder.checkpoints():
-            if not_after is not None and step > not_after:
-                continue
-            found = checkpoint.problems(self._folder.fetch(checkpoint_name(step), self._scratch))
-            if not found:
-                return step
-            self.log({"event": "checkpoint_damaged", "step": step, "problems": found})
-        return None
+        return self._checkpoints.newest(not_after)
 
     def log(self, event: dict[str, Any]) -> None:
         for tracker in self._trackers:
@@ -350,27 +315,14 @@ class _Worker:
             )
         return {**frozen, **snapshot.parameters}
 
-    def _disk_error(self, error: OSError) -> TrainingError:
-        return TrainingError(
-            self._folder.uri,
-            found=f"{error.strerror or error} while saving a checkpoint",
-            expected="room for it",
-            fix="The last complete checkpoint is untouched: make room, then run the same command with --resume.",
-        )
-
     def finish(self, state: TrainState) -> None:
         """Rank 0: the newest checkpoint's adapter as `adapter/`, and the last event."""
         if self._session.rank:
             return
         last = min(self.num_steps, self._config.max_steps or self.num_steps)
-        step = self._newest_whole(None)
+        step = self._checkpoints.newest_whole()
         if step is not None and step == state.step:
-            source = self._folder.fetch(checkpoint_name(step), self._scratch)
-            copy = Path(tempfile.mkdtemp(dir=self._scratch))
-            for file in source.iterdir():
-                if file.name not in ("optimizer.safetensors", "trainable.safetensors", checkpoint.SEAL, "state.json"):
-                    shutil.copy(file, copy / file.name)
-            self._folder.put(copy, ADAPTER)
+            self._checkpoints.publish_adapter(step)
         self.log({"event": "finished", "step": state.step, "complete": state.step >= last, "tokens": state.tokens})
 
     def close(self) -> None:

@@ -16,7 +16,8 @@ from boxcar.pipelines.audit.portrait import portrait_of
 from boxcar.pipelines.audit.shards import ShardFolder, open_folders, read_shards
 from boxcar.pipelines.audit.what_if import TOKEN_EDGES, measure
 from boxcar.pipelines.convert import images_root, resolve_paths, source_name
-from boxcar.pipelines.tokens.frame import frame_of
+from boxcar.pipelines.families.catalog import find_family
+from boxcar.pipelines.tokens.frame import frame_of, resolve_limits
 from boxcar.pipelines.turns.lint import labels_alike
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.manifest import Counts, Finding, Rejections
@@ -138,15 +139,20 @@ def _configs(config: ConvertConfig, families: Sequence[str]) -> list[ConvertConf
         name, _, tokenizer = entry.partition("=")
         if name == config.family:
             continue
-        other = for_family(config, name, tokenizer or config.tokenizer, config.image_max_pixels, config.image_min_pixels)
-        try:
-            family_frame(other)
-        except ConfigError as error:
-            if error.where not in ("image_max_pixels", "image_min_pixels"):
-                raise
-            other = for_family(config, name, tokenizer or config.tokenizer, None, None)  # its published ones: it is said in the result
-        configs.append(other)
+        # Its published ones where it cannot meet the workflow's: it is said in the result.
+        limits = (config.image_max_pixels, config.image_min_pixels) if _takes_limits(name, config) else (None, None)
+        configs.append(for_family(config, name, tokenizer or config.tokenizer, *limits))
     return configs
+
+
+def _takes_limits(family: str, config: ConvertConfig) -> bool:
+    """Whether a family can meet the workflow's pixel limits. Raises ConfigError where there is no such family."""
+    found = find_family(family)
+    try:
+        resolve_limits(found, config.image_min_pixels, config.image_max_pixels)
+    except ConfigError:
+        return False
+    return True
 
 
 def _config_of(folder: ShardFolder) -> ConvertConfig:

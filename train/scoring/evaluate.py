@@ -104,7 +104,7 @@ def ways_to_ask(
     differences = mine.differences(theirs)
     if not differences:
         return ["shards"]
-    only_prompts = all(line.startswith("prompts: ") for line in differences)
+    only_prompts = mine.differing_fields(theirs) == {"prompts"}
     if not only_prompts or not (config.allow_prompt_mismatch or config.ask_as != "shards"):
         fix = "Convert the evaluation data under the adapter's contract."
         if only_prompts:

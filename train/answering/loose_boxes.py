@@ -13,7 +13,7 @@ broke off in: each is counted and left out.
 
 import math
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
@@ -245,25 +245,23 @@ class _Finder:
                 self.found.note_once("missing_bracket")
             named = {key: own for key in LABEL_KEYS if key in members and (own := _label_of(members[key])) is not None}
             label = next(iter(named.values()), label)
-            self._members(node, members, named.keys(), label, root)
+            self._members(_Object(node, root, members, frozenset(named), label))
 
-    def _members(self, node: Node, members: dict[str, Member], named: Set[str], label: str | None, root: Node) -> None:
-        is_described = bool(named or BOX_KEYS & members.keys() or POINT_KEYS & members.keys())
-        has_corners = self._corners(members, label, node, root)
-        for key, member in members.items():
-            if key in named:
+    def _members(self, thing: "_Object") -> None:
+        has_corners = self._corners(thing)
+        for key, member in thing.members.items():
+            if key in thing.named:
                 continue
-            role: Role = "box" if key in BOX_KEYS else "point" if key in POINT_KEYS else "unknown"
-            if role == "unknown" and not is_described and key not in NO_NAMES:
-                role = "name"
-            place = _Place("{", role, member.key if role == "name" else label, root, is_cut=not node.is_complete)
+            role = thing.role_of(key)
+            place = thing.place(role, member.key if role == "name" else thing.label)
             if role == "box":
-                self._not_a_list(member, place, node)
+                self._not_a_list(member, place, thing.node)
             self.todo.append((member.items, place))
-        if has_corners or BOX_KEYS & members.keys():
-            if (named and "label" not in named) or (FIRST_KEY not in members and not has_corners):
+        keys = thing.members.keys()
+        if has_corners or BOX_KEYS & keys:
+            if (thing.named and "label" not in thing.named) or (FIRST_KEY not in keys and not has_corners):
                 self.found.note_once("other_key")
-            if members.keys() - BOX_KEYS - named - {name for names in CORNER_KEYS for name in names}:
+            if keys - BOX_KEYS - thing.named - {name for names in CORNER_KEYS for name in names}:
                 self.found.note_once("extra_keys")
 
     def _not_a_list(self, member: Member, place: _Place, node: Node) -> None:
@@ -291,15 +289,45 @@ class _Finder:
                 form = "json" if box.form == "list" else box.form
                 self._box(box.values, form, place, (node.start, node.stop))
 
-    def _corners(self, members: dict[str, Member], label: str | None, node: Node, root: Node) -> bool:
+    def _corners(self, thing: "_Object") -> bool:
         for names in CORNER_KEYS:
-            if all(name in members for name in names):
-                numbers = [item for name in names for item in members[name].items if isinstance(item, float)]
+            if all(name in thing.members for name in names):
+                numbers = [item for name in names for item in thing.members[name].items if isinstance(item, float)]
                 if len(numbers) == 4:
                     self.found.note_once("corner_keys")
-                    self._box(numbers, "json", _Place("{", "box", label, root), (node.start, node.stop))
+                    self._box(numbers, "json", thing.place("box", thing.label), thing.span)
                     return True
         return False
+
+
+@dataclass(slots=True, frozen=True)
+class _Object:
+    """Members in braces, up to where a key comes again."""
+
+    node: Node
+    root: Node
+    """The outermost brackets or tags around it."""
+    members: dict[str, Member]
+    """By their key in lower case."""
+    named: frozenset[str]
+    """Keys of its labels."""
+    label: str | None
+
+    @property
+    def span(self) -> tuple[int, int]:
+        return self.node.start, self.node.stop
+
+    def role_of(self, key: str) -> Role:
+        """What a list of four is under this key."""
+        if key in BOX_KEYS:
+            return "box"
+        if key in POINT_KEYS:
+            return "point"
+        is_described = bool(self.named or (BOX_KEYS | POINT_KEYS) & self.members.keys())
+        return "unknown" if is_described or key in NO_NAMES else "name"
+
+    def place(self, role: Role, label: str | None) -> _Place:
+        return _Place("{", role, label, self.root, is_cut=not self.node.is_complete)
 
 
 def _numbers(node: Node) -> list[list[float]] | None:

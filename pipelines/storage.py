@@ -187,8 +187,8 @@ def write_error(path: Path, error: OSError) -> BoxcarError:
     return BoxcarError(
         str(path),
         found=f"{error.strerror or error} while writing",
-        expected="a folder with room that may be written",
-        fix="Nothing that was there is lost: make room or change `output`, then run the same command again; it goes on where it stopped.",
+        expected="a writable folder with enough disk space",
+        fix="Nothing that was there is lost. Free disk space or change `output`, then run the same command again.",
     )
 
 

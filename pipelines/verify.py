@@ -277,7 +277,7 @@ class _RowChecker:
             elif turn["task"] in BOX_TASKS or turn["task"] == "describe":
                 yield f"{where}: no box"
             elif turn["task"] == "absent" and self.family.box_text.parse_answer(turn["answer"]):
-                yield f"{where}: boxes for an absent thing: {turn['answer']!r}"
+                yield f"{where}: boxes for an absent object: {turn['answer']!r}"
 
     def _text_problems(self, turn: dict[str, Any], values: list[list[int]]) -> Iterator[str]:
         box_text = self.family.box_text

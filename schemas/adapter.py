@@ -56,7 +56,7 @@ class AdapterCard(msgspec.Struct, frozen=True, kw_only=True):
             raise ContractError(
                 where,
                 found=f"a card of hash {found}",
-                expected=f"{self.card_xxh3_128 or 'a hash'}, as it was written: somebody has changed it",
+                expected=f"{self.card_xxh3_128 or 'a hash'}, as it was written: the file was changed",
                 fix="Copy the adapter again; another frame needs another training.",
             )
 

@@ -23,16 +23,16 @@ class EvaluateConfig(Section):
         default=("refer", "detect", "detect_joint", "absent"), min_length=1, description="Turns of these tasks are asked."
     )
     max_samples: int | None = Field(default=None, ge=1, description="A fixed slice of so many samples, by hash. None: all.")
-    seed: int = Field(default=0, ge=0, lt=2**63, description="Of the slice and of the intervals.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of the slice and of the intervals.")
     ask_as: Literal["shards", "adapter", "both"] = Field(
         default="shards",
         description="Whose questions are asked where the contracts differ in their prompts alone: those in the shards, those the adapter "
         "was trained with, or both, to see the gap.",
     )
-    allow_prompt_mismatch: bool = Field(default=False, description="Go on where prompts differ; everything else must agree.")
-    allow_leakage: bool = Field(default=False, description="Go on where an image is in the training shards, too (by content).")
+    allow_prompt_mismatch: bool = Field(default=False, description="Evaluate even if prompts differ; everything else must agree.")
+    allow_leakage: bool = Field(default=False, description="Evaluate even if an image is also in the training shards (by content).")
     forgetting: tuple[str, ...] = Field(
-        default=(), description="Shards of another task: what the adapter unlearned, against the base, in the same run."
+        default=(), description="Shards of another task: measures what the adapter forgot, against the base, in the same run."
     )
     batch_size: int = Field(default=8, ge=1, description="Questions answered at a time.")
     max_new_tokens: int = Field(default=512, ge=1, description="Longest reply.")
@@ -51,6 +51,6 @@ class ScenesConfig(Section):
     """Drawn scenes instead of your own data: what `boxcar run quickstart` begins with."""
 
     folder: str = Field(description="Where images and annotations are written.")
-    num_train: int = Field(default=600, ge=10, description="Drawings to train on.")
-    num_held_out: int = Field(default=120, ge=10, description="Drawings to measure on.")
+    num_train: int = Field(default=600, ge=10, description="Number of drawings to train on.")
+    num_held_out: int = Field(default=120, ge=10, description="Number of drawings to evaluate on.")
     seed: int = Field(default=0, ge=0, description="Of the drawings.")

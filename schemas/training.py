@@ -144,9 +144,11 @@ class LearningRateConfig(Section):
     language: float = Field(default=1e-4, ge=0.0, description="Of the language model.")
     merger: float = Field(default=1e-4, ge=0.0, description="Of the projector between vision tower and language model.")
     vision: float = Field(default=1e-5, ge=0.0, description="Of the vision tower.")
-    schedule: Literal["cosine", "linear", "constant"] = Field(default="cosine", description="Course of the rates after the warm-up.")
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="Schedule of the learning rates after the warm-up."
+    )
     warmup: Share = Field(default=0.03, description="Share of the steps in which the rate rises from 0.")
-    final: Share = Field(default=0.0, description="What is left of the rate at the last step.")
+    final: Share = Field(default=0.0, description="Share of the learning rate that is left at the last step.")
 
 
 class LossConfig(Section):
@@ -184,10 +186,10 @@ class LossWatchConfig(Section):
     """Says when the loss rises again, and what may be the reason."""
 
     factor: float = Field(default=1.3, gt=1.0, description="Smoothed loss over its minimum that counts as rising.")
-    steps: int = Field(default=50, ge=1, description="For so many steps in a row.")
+    steps: int = Field(default=50, ge=1, description="Number of steps in a row that count as a rise.")
     smoothing: Annotated[float, Field(gt=0.0, lt=1.0)] = Field(default=0.95, description="Weight of the past in the moving average.")
-    roll_back: bool = Field(default=False, description="Then go back to the last checkpoint before the rise, with half the learning rate.")
-    max_roll_backs: int = Field(default=3, ge=1, description="Then it only warns.")
+    roll_back: bool = Field(default=False, description="Go back to the last checkpoint before the rise, with half the learning rate.")
+    max_roll_backs: int = Field(default=3, ge=1, description="Number of times to go back; after that it only warns.")
 
 
 class EarlyStopConfig(Section):
@@ -198,9 +200,9 @@ class EarlyStopConfig(Section):
         description="Name of a validation metric: loss; with `generate` also mean_iou, acc_50, acc_75, f1_50, pr_f1, failed, and each "
         "of them for a task, such as mean_iou/refer.",
     )
-    mode: Literal["min", "max"] = Field(default="min", description="Whether less or more of the metric is better.")
+    mode: Literal["min", "max"] = Field(default="min", description="Whether a lower or a higher value of the metric is better.")
     patience: int = Field(default=3, ge=1, description="Validations without improvement.")
-    min_delta: float = Field(default=0.0, ge=0.0, description="Less is no improvement.")
+    min_delta: float = Field(default=0.0, ge=0.0, description="Smallest change that counts as an improvement.")
 
 
 class GenerateConfig(Section):
@@ -210,7 +212,7 @@ class GenerateConfig(Section):
     tasks: tuple[TaskName, ...] = Field(default=("refer", "detect", "absent"), min_length=1, description="Turns that are asked.")
     batch_size: int = Field(default=8, ge=1, description="Questions answered at a time.")
     max_new_tokens: int = Field(default=256, ge=1, description="Longest reply.")
-    alarm_drop: Share = Field(default=0.1, description="Say so when a task's mean IoU falls by so much below its best.")
+    alarm_drop: Share = Field(default=0.1, description="Warn when a task's mean IoU falls by this much below its best.")
 
 
 class ValidationConfig(Section):
@@ -233,7 +235,9 @@ class PlacementConfig(Section):
     """Where the run happens."""
 
     num_workers: int = Field(default=1, ge=1, description="Training processes; with GPUs, one GPU each.")
-    min_workers: int | None = Field(default=None, ge=1, description="Elastic: go on with as few as these when nodes are lost.")
+    min_workers: int | None = Field(
+        default=None, ge=1, description="Elastic training: continue with as few workers as this when nodes are lost."
+    )
     use_gpu: bool | None = Field(default=None, description="None: if the cluster has GPUs.")
     cpus_per_worker: float = Field(default=1.0, gt=0.0, description="CPUs that Ray reserves for each worker.")
     max_failures: int = Field(default=3, ge=-1, description="Restarts from the last checkpoint; -1: without end.")
@@ -275,13 +279,13 @@ class TrainConfig(PlanConfig):
         default="exact", description="exact: the reference processor's pixels. fast: torch's bicubic, up to a few grey levels off."
     )
     on_bad_image: Literal["stop", "skip"] = Field(
-        default="stop", description="An image that cannot be read: stop, or leave its sample out, report it and weigh the rest."
+        default="stop", description="An image that cannot be read: stop, or leave its sample out, report it and reweight the rest."
     )
     cache_dir: str | None = Field(
         default=None, description="Where remote shards are kept. None: a folder below the system's temporary one."
     )
     cache_gb: float = Field(default=50.0, gt=0.0, description="Largest size of the local cache of remote shards, in GB.")
-    max_steps: int | None = Field(default=None, ge=1, description="Stop after so many steps (trials).")
+    max_steps: int | None = Field(default=None, ge=1, description="Stop after this many steps, for trials.")
     checkpoint_every_steps: int = Field(default=200, ge=1, description="Optimizer steps between two checkpoints.")
     num_to_keep: int = Field(default=2, ge=1, description="Checkpoints kept.")
     log_every_steps: int = Field(default=1, ge=1, description="Optimizer steps between two `step` lines of metrics.jsonl.")

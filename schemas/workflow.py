@@ -60,8 +60,8 @@ class TaskConfig(Section):
     # In a file any key may be left out: TasksConfig has the rest.
     model_config = ConfigDict(json_schema_extra=_all_optional)
 
-    share: Share = Field(description="Share of the possible turns of this kind that are made, chosen by hash of sample and seed.")
-    max_per_sample: int | None = Field(default=None, ge=1, description="At most this many turns of this kind in one sample.")
+    share: Share = Field(description="Share of the possible turns of this task that are made, chosen by hash of sample and seed.")
+    max_per_sample: int | None = Field(default=None, ge=1, description="At most this many turns of this task in one sample.")
     weight: float = Field(default=1.0, gt=0.0, description="Loss weight of these turns.")
     prompts: dict[Language, tuple[str, ...]] = Field(
         default_factory=dict,
@@ -112,8 +112,10 @@ class RulesConfig(Section):
         default="keep", description="After the resize a side is shorter than one visual token. There is no fix; the box is only small."
     )
     duplicate: Policy = Field(default="fix", description="Same label and same box twice in one image; fix: keep the first.")
-    crowd: Literal["keep", "drop"] = Field(default="drop", description="Crowd and group boxes; drop: and never ask for that category.")
-    difficult: Literal["keep", "drop"] = Field(default="drop", description="Boxes marked difficult or ignore; likewise.")
+    crowd: Literal["keep", "drop"] = Field(
+        default="drop", description="Crowd and group boxes; drop: remove them, and do not ask for that category in that image."
+    )
+    difficult: Literal["keep", "drop"] = Field(default="drop", description="Boxes marked difficult or ignore; drop: as for `crowd`.")
     control_characters: Policy = Field(
         default="fix",
         description="A label or phrase of a region holds a line break or another control character; fix: collapse white space; drop: the "
@@ -197,7 +199,7 @@ class ConvertConfig(SourceConfig):
 class Workflow(Section):
     """One named workflow: a section for each stage."""
 
-    description: str = Field(default="", description="For people; nothing reads it.")
+    description: str = Field(default="", description="Free text; no program reads it.")
     needs: tuple[str, ...] = Field(
         default=(), description="Workflows whose convert sections `boxcar run` runs first: more sources, held-out shards."
     )

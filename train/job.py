@@ -1,4 +1,4 @@
-"""A training run from the driver's side: plan, name, place, restart. The one door for Ray Train.
+"""A training run from the driver's side: plan, name, place, restart. Ray Train is started here only.
 
     config ──> shards' index ──> plan of every epoch ──> run folder ──> TorchTrainer ──> worker.work on every rank
 

@@ -128,7 +128,7 @@ def read_annotations(frames: Sequence[FamilyFrame], folder: Path, on_unit: OnUni
         raise ConfigError(
             "convert",
             found="rules.under_one_token: drop together with shrink_images: true",
-            expected="one of them: with both, which boxes there are hangs on how far each image was shrunk",
+            expected="one of them: with both, which boxes there are depends on how far each image was shrunk",
             fix="Audit with one of them overridden.",
         )
     here = folder / f"columns-{_key(config)}"
@@ -152,7 +152,7 @@ def read_annotations(frames: Sequence[FamilyFrame], folder: Path, on_unit: OnUni
             str(here),
             found=f"{len(missing)} of {num_units} units without columns, the first is unit {missing[0]}",
             expected="all of them",
-            fix="Run the same command again: only what is missing is read. If it fails again, a worker dies on it.",
+            fix="Run the same command again: only what is missing is read. If it fails again, look at the worker's log.",
         )
     return Reading(here, plan, frames)
 

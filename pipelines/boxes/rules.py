@@ -192,8 +192,8 @@ class _ImageJudge:
             self._note("exif_orientation", "fix", detail, record_row, record)
             return True
         if policy == "fix" and not (stored != upright and declared == upright):
-            # Mirrored, turned by 180 degrees, square or undeclared: nothing says in which frame the boxes were drawn.
-            policy, detail = "drop", f"{detail}: nothing says in which frame the boxes were drawn"
+            # Mirrored, turned by 180 degrees, square or undeclared: it is unknown in which frame the boxes were drawn.
+            policy, detail = "drop", f"{detail}: it is unknown in which frame the boxes were drawn"
         self._note("exif_orientation", "drop" if policy == "drop" else "keep", detail, record_row, record)
         return policy == "drop"
 

@@ -86,7 +86,7 @@ _SLOTS: Mapping[TaskName, str] = {
 
 
 def with_shared(grounding: PromptBank) -> PromptBank:
-    """A family's grounding prompts with the shared ones for the rest. Questions about absent things are the same as about present ones."""
+    """A family's grounding prompts with the shared ones for the rest. Questions about absent objects are the same as about present ones."""
     return {"caption": CAPTION, "describe": DESCRIBE, "absent": grounding["detect"], **grounding}
 
 

@@ -50,7 +50,7 @@ class Facts(msgspec.Struct, frozen=True):
 
 
 class Unsure(Exception):
-    """Not a file that this room understands. `short`: it ended where more had to come."""
+    """Not a file that this module understands. `short`: it ended where more had to come."""
 
     def __init__(self, *, short: bool = False) -> None:
         super().__init__(short)

@@ -186,7 +186,11 @@ def _header(where: str, check_end: bool, read: ReadAt, num_bytes: int) -> ImageH
 
 def _bomb(where: str, found: str) -> ImageError:
     return ImageError(
-        where, reason="image_bomb", found=found, expected=f"at most {MAX_IMAGE_PIXELS} pixels", fix="Shrink the image if it is meant so."
+        where,
+        reason="image_bomb",
+        found=found,
+        expected=f"at most {MAX_IMAGE_PIXELS} pixels",
+        fix="Reduce the image if its size is intended.",
     )
 
 
@@ -250,7 +254,7 @@ def _pillow_error(where: str, error: Exception, otherwise: str) -> ImageError:
         return _file_error(where, error)
     said = _ADDRESS.sub("", str(error))  # the same file gives the same words, in every process
     fix = "Fetch the file again." if otherwise == "truncated_image" else "Convert it to JPEG or PNG, or remove it."
-    return _refusal(where, otherwise, f"what Pillow cannot read ({type(error).__name__}: {said})", fix)
+    return _refusal(where, otherwise, f"a file that Pillow cannot read ({type(error).__name__}: {said})", fix)
 
 
 def _ask_pillow(where: str, source: Source, otherwise: str) -> Facts:

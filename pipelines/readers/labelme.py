@@ -20,7 +20,7 @@ Traps, and what is done:
   nothing here, the name remains, beside the JSON file. Where `images` is set and the path does not lead below it, the image is looked for
   there, under the JSON file's own subfolder and the image's name. Other absolute paths and URIs stay.
 - imageData holds the image itself in base64: skipped by the decoder. An image that is only there (imagePath null) is rejected.
-- LabelMe shows images upright (EXIF) and writes their upright size: passed on as declared, a later room compares it with the file.
+- LabelMe shows images upright (EXIF) and writes their upright size: passed on as declared, a later step compares it with the file.
 - the old LabelMe's XML, which datumaro calls `label_me`, is another format: an error that says so.
 - files without shape_type (before 2018) hold polygons. `flags` are ignored; X-AnyLabeling's `difficult` is kept.
 

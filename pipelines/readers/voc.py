@@ -20,7 +20,7 @@ Traps, and what is done:
   listing instead of a look-up per file). An image with the XML's own stem wins, as in every loader that goes by the split lists; then
   `<filename>`, with or without its suffix. Where no image matches, the record names what `<filename>` says, or else the XML's stem.
 - the order of the children of `<bndbox>`, floats in it, `<part>` (ignored), several `<bndbox>` in an object (a region each), an image
-  without objects (a record without regions), wrong `<size>` (passed on as declared: a later room compares it with the image).
+  without objects (a record without regions), wrong `<size>` (passed on as declared: a later step compares it with the image).
 - an object without name or box (rotated boxes, old LabelMe polygons): the whole file is rejected, for the rest of it would teach a lie.
 - entity bombs: expat 2.4+ stops them at 100-fold and 8 MiB, and never fetches an external entity; we refuse any `<!ENTITY` before parsing.
 - GBK, Big5 and other multi-byte encodings, which expat does not know, are decoded by Python; any other unknown encoding is rejected.

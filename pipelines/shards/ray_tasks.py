@@ -1,4 +1,4 @@
-"""Units of work as the tasks of a Ray Data pipeline, on this machine or on a cluster: the door of Ray for conversion and audit."""
+"""Units of work as the tasks of a Ray Data pipeline, on this machine or on a cluster. Conversion and audit start Ray here only."""
 
 import logging
 from collections.abc import Callable, Iterator, Sequence

@@ -191,7 +191,10 @@ class WorkDir:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise BoxcarError(
-                    str(self.folder), found="another boxcar convert at work in it", expected="one at a time", fix="Wait for it, or stop it."
+                    str(self.folder),
+                    found="another boxcar convert that writes to it",
+                    expected="one at a time",
+                    fix="Wait for it, or stop it.",
                 ) from error
             yield
 

@@ -19,7 +19,7 @@ INVALID_TEXT = "invalid_unicode"
 
 
 class BadText(Exception):
-    """A text of the source that cannot stand in a training text. Caught by the room above and counted."""
+    """A text of the source that cannot stand in a training text. Caught by the caller and counted."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)

@@ -198,7 +198,7 @@ def test_two_drivers_at_once_are_refused(demo: Path, tmp_path: Path, expected: d
     refusals = []
 
     def start_another(_: Commit) -> None:
-        with pytest.raises(BoxcarError, match="another boxcar convert at work in it, expected one at a time") as caught:
+        with pytest.raises(BoxcarError, match="another boxcar convert that writes to it, expected one at a time") as caught:
             run(demo_config(demo, tmp_path))
         refusals.append(caught.value)
 

@@ -239,7 +239,7 @@ def test_a_place_that_cannot_be_written_is_named_with_the_way_out(tmp_path: Path
     (tmp_path / "a file").touch()
     (tmp_path / "a folder").mkdir()
     with (
-        pytest.raises(BoxcarError, match=f"found {found} while writing.*make room or change `output`") as caught,
+        pytest.raises(BoxcarError, match=f"found {found} while writing.*Free disk space or change `output`") as caught,
         storage.atomic_write(tmp_path / path),
     ):
         pass

@@ -126,7 +126,7 @@ def score(
 
     One entry for each of Q questions. truth_boxes, predicted_boxes: Q times (N, 4), xyxy, pixels (any one unit); an empty list: nothing is
     there, or nothing was found. truth_labels, predicted_labels: Q times (N,); without them a question asks for one thing, and all its
-    boxes are of that thing. asked: Q times the labels asked for, among them those of absent things; default: the labels of the truth.
+    boxes are of that thing. asked: Q times the labels asked for, among them those of absent objects; default: the labels of the truth.
     images: Q keys of images; questions about one image stand and fall together in the bootstrap. Default: each question has an image of its
     own. draws: of the bootstrap; 0 leaves out the intervals. A question without a predicted box counts as the answer "not there".
 

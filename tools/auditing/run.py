@@ -128,7 +128,7 @@ def audit_shards(folders: Sequence[Path], request: Request, train: TrainConfig |
         for rule, finding in folder.manifest.counts.rules.items():
             if rule != "under_one_token":
                 result.rules.setdefault(rule, Finding()).add(finding)
-    result.notes.append("from shards: what conversion left out is not here, so a larger cutoff or resolution brings nothing back")
+    result.notes.append("from shards: what conversion left out is not here, so a larger cutoff or resolution does not bring it back")
     return result
 
 
@@ -247,7 +247,7 @@ def _sweep(source: Source, request: Request, say: Say) -> tuple[Swept, _Facts]:
         raise ConfigError(
             "--pixels",
             found="with rules.under_one_token: drop",
-            expected="only the workflow's own limits: under that rule, which boxes there are hangs on the resolution",
+            expected="only the workflow's own limits: under that rule, which boxes there are depends on the resolution",
             fix="Override image_max_pixels and audit again, or rules.under_one_token=keep.",
         )
     own = frame.frame.limits

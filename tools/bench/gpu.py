@@ -170,7 +170,7 @@ def has_device() -> bool:
 def run(
     sizes: Sequence[str], tokens: int, num_steps: int, num_warmup: int, peak_tflops: float | None, json_path: Path | None, arms: str | None
 ) -> bool:
-    """Measure these sizes, print tables, write JSON. Returns whether every arm ran or ran out of memory, nothing worse."""
+    """Measure these sizes, print tables, write JSON. Returns whether every arm finished, or failed only for lack of memory."""
     device = torch.device("cuda" if has_device() else "cpu")
     peak = flops.peak_flops(device, peak_tflops)
     report: dict[str, Any] = {"conditions": measure.conditions().splitlines(), "device": _describe(device), "tokens": tokens}
@@ -207,7 +207,7 @@ def run(
 
 
 def measure_arm(setting: Setting, arm: Arm) -> Result:
-    """Build, train, measure, and leave the device empty again. What fails is a line of the table, with its traceback on stderr."""
+    """Build, train, measure, and leave the device empty again. An arm that fails is a row of the table, with its traceback on stderr."""
     found = _guarded(partial(_measure_ours if arm.trainer == "ours" else _measure_transformers, setting, arm))
     return Result(arm, failure=found) if isinstance(found, str) else found
 

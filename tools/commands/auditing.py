@@ -13,18 +13,16 @@ from boxcar.tools.commands.options import workflow_file
 @click.argument("target")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE | SHARDS]...")
 @workflow_file
-@click.option(
-    "--family", "families", multiple=True, metavar="FAMILY[=TOKENIZER]", help="Beside the workflow's own; may stand several times."
-)
+@click.option("--family", "families", multiple=True, metavar="FAMILY[=TOKENIZER]", help="Another family to audit; can be repeated.")
 @click.option("--cutoffs", metavar="N,N,...", help="Values of cutoff_len to try. Default: up to the longest sample.")
 @click.option("--pixels", metavar="N,N,...", help="Values of image_max_pixels to try. Default: up to the largest image.")
 @click.option("--keep", metavar="SHARE", help="Write the cheapest setting that keeps this share of turns into the workflow, such as 99.5%.")
 @click.option("--base", default="", help="Folder (or downloaded hub id) with the base's config.json: FLOPs, GPU-hours, memory.")
-@click.option("--gpu", default="H100", show_default=True, help="Whose peak FLOP/s count.")
+@click.option("--gpu", default="H100", show_default=True, help="GPU whose peak FLOP/s is used.")
 @click.option("--mfu", type=float, help="Share of the peak that training reaches. Default: 0.35, an assumption.")
 @click.option("--as", "consumers", multiple=True, metavar="TRAINER", help="What llama-factory or ms-swift[:left|:right] would do.")
 @click.option("--against", multiple=True, metavar="WORKFLOW", help="Look for this source's images in another workflow's (leakage).")
-@click.option("--perceptual", is_flag=True, help="Look for images that look alike, too: decodes every one.")
+@click.option("--perceptual", is_flag=True, help="Also find images that look alike; decodes every image.")
 @click.option("--no-duplicates", is_flag=True, help="Do not compare image files.")
 @click.option("--tokenizer", default="", help="With shards: where the tokenizer is now, if it has moved.")
 @click.option("--work", default="audits", show_default=True, type=click.Path(path_type=Path), help="Folder for columns and results.")
@@ -52,7 +50,7 @@ def audit(
     html: bool,
     as_json: bool,
 ) -> None:
-    """Say what a data set costs, what a cutoff or a resolution would lose, and what is wrong with it. Needs no GPU and no torch.
+    """Report what a data set costs, what a cutoff or a resolution would lose, and what is wrong with it. Needs no GPU and no torch.
 
     \b
     boxcar audit coco_qwen25vl --html                      annotations, without converting them

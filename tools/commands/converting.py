@@ -48,9 +48,9 @@ def verify(shards: Path, as_json: bool) -> None:
 @click.option("--row", default=0, show_default=True, help="Number of the row over all shards.")
 @click.option("--out", type=click.Path(path_type=Path), help="PNG to write. Default: row-ROW.png in the current folder.")
 @click.option("--images", help="Where relative image paths start, if not where they were at conversion.")
-@click.option("--no-picture", is_flag=True, help="Print only.")
+@click.option("--no-picture", is_flag=True, help="Print only, without a picture.")
 def show(shards: Path, row: int, out: Path | None, images: str | None, no_picture: bool) -> None:
-    """Print a row of SHARDS for people, and draw its boxes on the resized image: decoded from the answer text, not from the annotations."""
+    """Print a row of SHARDS, and draw its boxes on the resized image: read from the answer text, not from the annotations."""
     from boxcar.tools.converting.show import show_row
 
     show_row(shards, row, None if no_picture else out or Path(f"row-{row}.png"), images)
@@ -61,7 +61,7 @@ def show(shards: Path, row: int, out: Path | None, images: str | None, no_pictur
 @click.argument("sizes", nargs=-1, metavar="[WIDTHxHEIGHT | image_max_pixels=N | image_min_pixels=N]...")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines from standard input to standard output.")
 def tokens(family: str, sizes: Sequence[str], as_json: bool) -> None:
-    """Say what images of a size cost in FAMILY: resized size, grid, visual tokens.
+    """Show what images of a size cost in FAMILY: resized size, grid, visual tokens.
 
     \b
     boxcar tokens qwen2_5_vl 1920x1080 640x480

@@ -8,7 +8,7 @@ import click
 @click.command()
 @click.option("--adapter", required=True, help="A run's folder, or its adapter/.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
-@click.option("--merge", is_flag=True, help="Base and adapter as one model. Default: the adapter alone.")
+@click.option("--merge", is_flag=True, help="Merge base and adapter into one model. Default: the adapter alone.")
 @click.option("--base", default="", help="Where the base is now, if it has moved.")
 @click.option("--tokenizer", default="", help="Where the tokenizer is now, if it has moved.")
 def export(adapter: str, out: Path, merge: bool, base: str, tokenizer: str) -> None:
@@ -27,7 +27,7 @@ def export(adapter: str, out: Path, merge: bool, base: str, tokenizer: str) -> N
 
 @click.command("export-data")
 @click.argument("shards")
-@click.option("--to", required=True, type=click.Choice(["coco", "llama-factory", "ms-swift", "parquet"]), help="Who is to read it.")
+@click.option("--to", required=True, type=click.Choice(["coco", "llama-factory", "ms-swift", "parquet"]), help="Target format.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="New folder to write.")
 @click.option("--tokenizer", default="", help="Where the tokenizer is now, if it has moved.")
 @click.option(
@@ -51,10 +51,10 @@ def export_data(shards: str, to: str, out: Path, tokenizer: str, images: str) ->
 
 @click.command("export-results")
 @click.argument("results", type=click.Path(path_type=Path))
-@click.option("--to", required=True, type=click.Choice(["coco-detections", "label-studio"]), help="Who is to read it.")
+@click.option("--to", required=True, type=click.Choice(["coco-detections", "label-studio"]), help="Target format.")
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="JSON file to write; others stand beside it.")
 @click.option("--arm", default="adapter", show_default=True, help="Whose answers: adapter or base.")
-@click.option("--images-url", default="", help="label-studio: what stands before an image's file name.")
+@click.option("--images-url", default="", help="label-studio: prefix of the image file names.")
 def export_results(results: Path, to: str, out: Path, arm: str, images_url: str) -> None:
     """Write the answers of RESULTS for another program; a .txt beside the file says what boxes and scores are.
 

@@ -22,7 +22,7 @@ def evaluate(name: str, overrides: Sequence[str], path: Path, as_json: bool) -> 
     boxcar evaluate coco_qwen25vl adapter=runs/coco_qwen25vl-1a2b3c
     boxcar evaluate quickstart max_samples=50 ask_as=both
 
-    Accuracy, mean IoU, precision, recall and F1, absent things, COCO AP, format; with intervals, by size, task, language and source.
+    Accuracy, mean IoU, precision, recall and F1, absent objects, COCO AP, format; with intervals, by size, task, language and source.
     Another frame contract is refused, and so are images that were trained on.
     """
     from boxcar.tools.measuring.evaluate import evaluate_with_progress
@@ -106,7 +106,7 @@ def predict(
 @click.command()
 @click.argument("source", metavar="RESULTS|SHARDS")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: view/ within the source.")
-@click.option("--max-items", default=1000, show_default=True, type=click.IntRange(min=1), help="Of more, a sample of every stratum.")
+@click.option("--max-items", default=1000, show_default=True, type=click.IntRange(min=1), help="If there are more: a stratified sample.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the sample.")
 def view(source: str, out: Path | None, max_items: int, seed: int) -> None:
     """Write a page of RESULTS or SHARDS: one folder that a browser opens from disk, without a network.

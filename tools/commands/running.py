@@ -21,7 +21,7 @@ def run(name: str, overrides: Sequence[str], path: Path, page: Path | None) -> N
     boxcar run quickstart                     drawn scenes, everything, on a laptop
     boxcar run coco_qwen25vl train.epochs=2
 
-    Interrupted, it goes on where it was. `quickstart` needs no file.
+    After an interruption it continues. `quickstart` needs no file.
     """
     from boxcar.tools.run import run_workflow
 
@@ -36,7 +36,7 @@ def run(name: str, overrides: Sequence[str], path: Path, page: Path | None) -> N
 @click.option("--yes", is_flag=True, help="Ask nothing; take the defaults.")
 @click.option("--no-audit", is_flag=True, help="Choose no cutoff and resolution by an audit.")
 def init(folder: Path, path: Path, family: str, tokenizer: str, yes: bool, no_audit: bool) -> None:
-    """Look at FOLDER, say which annotations it holds, and write a commented workflow for each.
+    """Find the annotations in FOLDER, and write a commented workflow for each.
 
     \b
     boxcar init data/my_set

@@ -20,7 +20,7 @@ ARMS = ("all", "uniform", "progressive", "random_paced", "anti")
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's counts as JSON instead of the tables.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG to write: fill, tokens, tasks and difficulty along the epoch.")
 def plan(name: str, overrides: Sequence[str], path: Path, epoch: int, as_json: bool, plot: Path | None) -> None:
-    """Say what an epoch of workflow NAME will be: steps, tokens, fill, balance, tasks, sources, phases, and what is left out.
+    """Show the plan of an epoch of workflow NAME: steps, tokens, fill, balance, tasks, sources, phases, and what is left out.
 
     \b
     boxcar plan coco_qwen25vl
@@ -39,7 +39,7 @@ def plan(name: str, overrides: Sequence[str], path: Path, epoch: int, as_json: b
 @click.argument("name")
 @overrides_argument
 @workflow_file
-@click.option("--resume", is_flag=True, help="Go on with the run of these very settings from its newest whole checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue the run of the same settings from its newest complete checkpoint.")
 @click.option("--json", "as_json", is_flag=True, help="Print the end state as JSON instead of the summary.")
 def train(name: str, overrides: Sequence[str], path: Path, resume: bool, as_json: bool) -> None:
     """Train an adapter on the shards of workflow NAME.
@@ -49,7 +49,7 @@ def train(name: str, overrides: Sequence[str], path: Path, resume: bool, as_json
     boxcar train coco_qwen25vl placement.num_workers=8 learning_rate.language=2e-4 lora.rank=64
     ray job submit --working-dir . -- boxcar train coco_qwen25vl output=/mnt/shared/runs
 
-    A run's folder is named by what decides its result; the same run again is refused unless --resume says to go on.
+    A run's folder is named by what decides its result; the same run again is refused without --resume.
     """
     from boxcar.tools.training.train import train_with_progress
     from boxcar.tools.workflows import load_workflow
@@ -71,9 +71,11 @@ def _arms(_ctx: click.Context, _parameter: click.Parameter, value: str) -> list[
 @workflow_file
 @click.option("--seeds", default=3, show_default=True, type=click.IntRange(min=1), help="Runs of each arm; 3 or more give intervals.")
 @click.option("--arms", default=",".join(ARMS), show_default=True, callback=_arms, help="Kinds of schedules; `uniform` is the control.")
-@click.option("--tokens", type=click.IntRange(min=1), help="Of each run. Default: the least that an arm offers over `epochs`.")
+@click.option("--tokens", type=click.IntRange(min=1), help="Tokens of each run. Default: the smallest total of an arm over `epochs`.")
 @click.option("--metric", default="loss", show_default=True, help="Metric of train.validation at the end, such as mean_iou.")
-@click.option("--mode", type=click.Choice(["min", "max"]), help="Whether less or more of it is better. Default: by its name.")
+@click.option(
+    "--mode", type=click.Choice(["min", "max"]), help="Whether a lower or a higher value is better. Default: by the metric's name."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON instead of the tables.")
 @click.option("--plot", type=click.Path(path_type=Path), help="PNG to write: the metric along the tokens, and the differences.")
 def ablate(
@@ -88,7 +90,7 @@ def ablate(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    """Say what region sampling does on the data of workflow NAME: the kinds of schedules at equal tokens, with several seeds.
+    """Measure what region sampling does on the data of workflow NAME: the kinds of schedules at equal tokens, with several seeds.
 
     \b
     boxcar ablate coco_qwen25vl schedule.turns_per_sample=8 validation.shards=[shards/coco_val]
@@ -109,13 +111,13 @@ def ablate(
 @workflow_file
 @click.option("--cluster", is_flag=True, help="Ask every node of the Ray cluster (RAY_ADDRESS), and compare.")
 def doctor(name: str | None, overrides: Sequence[str], path: Path, cluster: bool) -> None:
-    """Check what training needs: versions, GPUs, shards, storage, room, size of an upload. With NAME, for that workflow's train section.
+    """Check what training needs: versions, GPUs, shards, disk space, size of the upload. With NAME, for that workflow's train section.
 
     \b
     boxcar doctor
     ray job submit --working-dir . -- boxcar doctor coco_qwen25vl --cluster
 
-    Exit code 1 where something stands in the way. `boxcar train` makes the same comparison before it starts on several nodes.
+    Exit code 1 if something is missing. `boxcar train` makes the same comparison before it starts on several nodes.
     """
     from boxcar.tools.training.doctor import doctor as examine
     from boxcar.tools.workflows import load_workflow
@@ -131,7 +133,7 @@ def doctor(name: str | None, overrides: Sequence[str], path: Path, cluster: bool
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder to write. Default: the one that the quick start uses.")
 def demo_base(work: Path, out: Path | None) -> None:
-    """Train the quick start's small network again, from nothing (six minutes of two cores)."""
+    """Train the quick start's small network again, from random weights (six minutes of two cores)."""
     from boxcar.tools.quickstart.demo_base import make_base
     from boxcar.tools.quickstart.scene_files import BASE
 

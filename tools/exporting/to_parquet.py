@@ -108,7 +108,7 @@ table = polars.scan_parquet("FOLDER/data/*.parquet")
 Model family: {title}. Train and serve with the pixel limits of the conversion: at least {min_pixels:,}, at most {max_pixels:,} pixels
 (`size={{"shortest_edge": {min_pixels}, "longest_edge": {max_pixels}}}` of the image processor).
 
-`objects` holds the boxes of all turns of a row, each once. Captions and absent things have no boxes.
+`objects` holds the boxes of all turns of a row, each once. Captions and absent objects have no boxes.
 """
 _ABSOLUTE = " With other limits, or another resize, every box in the text is wrong; `objects` is not affected."
 

@@ -32,7 +32,7 @@ def predict_one(spec: PredictSpec, image: str, text: str, language: Language, *,
     trained = trained_turns(predictor)
     if task != "question" and not trained.get(task):
         known = ", ".join(f"{name} {turns:,}" for name, turns in sorted(trained.items())) or "nothing"
-        note = f"Note: {task} was not trained (turns of training: {known}): do not expect much."
+        note = f"Note: {task} was not trained (turns of training: {known}): results will be poor."
         Console(stderr=True, soft_wrap=True).print(Text(note, style="yellow"))
     (answer,) = predictor.ask([Query(image, text, task, language)])
     _tell([answer], image, draw, as_lines=as_lines)

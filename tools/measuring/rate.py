@@ -137,7 +137,7 @@ def _read(path: Path) -> _Export:
     except (ValueError, KeyError) as error:  # json's and msgspec's errors are ValueErrors
         raise ConfigError(
             str(path),
-            found=f"what is no export of ratings ({error})",
+            found=f"a file that is not an export of ratings ({error})",
             expected="JSON or CSV as the page's buttons write it",
             fix="Export again; a spreadsheet may have changed the columns.",
         ) from error

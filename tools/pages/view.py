@@ -163,27 +163,27 @@ def _thumbnail(picture: Picture, stores: dict[str, ShardStore]) -> Image.Image:
 # ---- the summary
 
 _TITLES = {
-    "rec mean_iou": "One thing asked for: mean IoU",
+    "rec mean_iou": "One object asked for: mean IoU",
     "rec acc_50": "— right at IoU ≥ 0.5",
     "rec acc_75": "— right at IoU ≥ 0.75",
     "rec acc_90": "— right at IoU ≥ 0.9",
     "objects f1_50": "All boxes: F1 at IoU 0.5",
     "objects precision_50": "— precision",
     "objects recall_50": "— recall",
-    "objects hallucinated": "Absent things that were given boxes",
-    "grec n_acc": "Absent things said to be absent",
-    "grec t_acc": "Present things answered with a box",
+    "objects hallucinated": "Absent objects that were given boxes",
+    "grec n_acc": "Absent objects reported as absent",
+    "grec t_acc": "Present objects answered with a box",
     "format strict": "Replies in the exact form",
     "format failed": "Replies that could not be read",
-    "format label_exact": "Labels as they were asked for, letter by letter",
+    "format label_exact": "Labels exactly as they were asked for",
 }
 
 
 _HEADLINE = {
-    "rec mean_iou": "Mean IoU, one thing",
+    "rec mean_iou": "Mean IoU, one object",
     "rec acc_50": "Right at IoU ≥ 0.5",
     "objects f1_50": "F1 of all boxes",
-    "grec n_acc": "Absent said to be absent",
+    "grec n_acc": "Absent objects reported",
     "format strict": "Exact form",
     "format label_exact": "Exact label",
 }

@@ -114,7 +114,7 @@ def verdict(found: Ablation) -> list[str]:
     compared = differences(found)
     said = []
     if seeds < MIN_PAIRS:
-        said.append(f"{seeds} {_plural(seeds, 'seed')}: nothing can be told from luck; take --seeds {MIN_PAIRS} or more.")
+        said.append(f"{seeds} {_plural(seeds, 'seed')}: the difference may be chance; take --seeds {MIN_PAIRS} or more.")
     else:
         said += _of_control(found, compared, seeds)
         said += _of_difficulty(found, compared)

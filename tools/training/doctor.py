@@ -32,7 +32,7 @@ def doctor(config: TrainConfig | None, *, cluster: bool, working_dir: Path) -> i
         with connected():
             nodes = survey(config)
         if "RAY_ADDRESS" not in os.environ:
-            console.print("RAY_ADDRESS is not set: this is a cluster of this machine alone, started for the look.", markup=False)
+            console.print("RAY_ADDRESS is not set: this is a cluster of this machine alone, started for this check.", markup=False)
     else:
         nodes = [node_facts(Needs.of(config))]
     problems = all_problems(nodes) + _missing(config, nodes)
@@ -44,7 +44,7 @@ def doctor(config: TrainConfig | None, *, cluster: bool, working_dir: Path) -> i
     for problem in problems:
         console.print(visible(f"PROBLEM  {problem}"), markup=False)
     many = "1 problem." if len(problems) == 1 else f"{len(problems)} problems."
-    console.print(many if problems else "Nothing stands in the way.", markup=False)
+    console.print(many if problems else "No problem found.", markup=False)
     return 1 if problems else 0
 
 
@@ -72,7 +72,7 @@ def _missing(config: TrainConfig | None, nodes: Sequence[NodeFacts]) -> list[str
 
 
 def _placement(config: TrainConfig, nodes: Sequence[NodeFacts], *, cluster: bool) -> list[str]:
-    """Whether the workers find room: each on one node, and all at a time."""
+    """Whether the workers have a place: each on one node, and all at a time."""
     place = config.placement
     where = "the cluster" if cluster else "this machine"
     cpus = [node.resources["CPU"] for node in nodes if node.resources] if cluster else [float(os.cpu_count() or 1)]
@@ -80,7 +80,7 @@ def _placement(config: TrainConfig, nodes: Sequence[NodeFacts], *, cluster: bool
     found = []
     if room < place.num_workers:
         found.append(
-            f"{place.num_workers} workers of {place.cpus_per_worker:g} CPUs each, room for {room} on {where} of {_sum(cpus)} CPUs: lower "
+            f"{place.num_workers} workers of {place.cpus_per_worker:g} CPUs each, and {where} of {_sum(cpus)} CPUs can hold {room}: lower "
             "num_workers or cpus_per_worker"
         )
     elif place.num_workers * (place.cpus_per_worker + config.loader_workers) > sum(cpus):
@@ -99,7 +99,7 @@ def _sum(cpus: Sequence[float]) -> str:
 
 
 def _storage(config: TrainConfig) -> list[str]:
-    """Whether there is room for checkpoints, as seen from here. A bucket has room."""
+    """Whether there is disk space for checkpoints, as seen from this machine. A bucket has."""
     local = storage.local_path(config.output)
     if local is None:
         return []
@@ -141,7 +141,7 @@ def uploaded(working_dir: Path) -> list[Path]:
     not. Without git, which knows how to read those files, all of them.
 
     Git is asked with an empty index in a folder of its own, so that it answers by the patterns alone, in a repository or out of one. It
-    differs from Ray in one case: within a folder that is left out, `!` brings nothing back.
+    differs from Ray in one case: within a folder that is left out, `!` does not bring it back.
     """
     ignored = [f"--exclude={name}" for name in _RAY_LEAVES_OUT]
     if (working_dir / ".rayignore").is_file():

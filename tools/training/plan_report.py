@@ -183,7 +183,7 @@ def notes(plan: Plan, config: PlanConfig) -> list[str]:
     if config.packing == "packed" and counts.packs * _LOW_FILL > -(-counts.tokens // plan.cutoff_len):
         found.append("packs are not well filled: samples are few, or long against cutoff_len; try a larger cutoff_len or pack_window.")
     if counts.imbalance is not None and counts.imbalance > _HIGH_IMBALANCE:
-        found.append("ranks will wait for each other: steps mix dear and cheap packs; a larger pack_window brings like to like.")
+        found.append("ranks will wait for each other: steps mix expensive and cheap packs; a larger pack_window sorts them better.")
     if "over_cutoff" in counts.rows_left_out:
         found.append("samples over the cutoff are not trained on: raise cutoff_len, or convert with a smaller image_max_pixels.")
     if counts.steps < 10:

@@ -21,8 +21,8 @@ from boxcar.train.running.trackers import read_events, steps_of
 
 _SAID = {
     "early_stop": "stopped early: no improvement of {best} for {waited} validations",
-    "stopping": "asked to stop at step {step}: saved",
-    "endangered": "a machine will be taken away: saved at step {step}, and going on until then",
+    "stopping": "asked to stop: saved at step {step}",
+    "endangered": "preemption notice: saved at step {step}; training continues until the machine is taken",
     "task_falls": "{metric} fell to {value:.3f} (its best: {best:.3f}) at step {step}",
     "rolled_back": "went back to step {step}, learning rates now x {rate_scale:g}",
     "checkpoint_damaged": "checkpoint of step {step} is damaged and left aside: {problems}",
@@ -101,7 +101,7 @@ def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json:
         try:
             state = train(config, name, resume=resume, on_event=RunBar(progress).see)
         except (KeyboardInterrupt, SystemExit):
-            errors.print(f"What was saved stays. To go on: {_again(sys.argv[1:])}", markup=False, soft_wrap=True)
+            errors.print(f"Saved checkpoints are kept. To continue: {_again(sys.argv[1:])}", markup=False, soft_wrap=True)
             raise
     folder = Path(state["folder"])
     plot = None
@@ -118,7 +118,7 @@ def train_with_progress(workflow: Workflow, name: str, *, resume: bool, as_json:
     if plot:
         console.print("  loss.png       look at it", markup=False)
     if state["step"] < state["num_steps"]:
-        console.print(f"To go on: {_again(sys.argv[1:])}", markup=False)
+        console.print(f"To continue: {_again(sys.argv[1:])}", markup=False)
         if config.max_steps == state["step"]:
             console.print(f"max_steps={config.max_steps} ended it: give a larger one, or none.", markup=False)
 

@@ -117,7 +117,7 @@ def _require_base(card: AdapterCard, name: str, folder: Path) -> None:
             str(folder),
             found=f"base {name!r} with a config.json of hash {found}",
             expected=f"{card.base.config_xxh3_128}, the base that it was trained on ({card.base.name!r})",
-            fix="Give that base (--base, where it has moved).",
+            fix="Name that base (--base, if it has moved).",
         )
 
 

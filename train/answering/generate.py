@@ -1,6 +1,6 @@
 """Prompts -> replies: transformers' `generate`, greedy, on rows filled up on the left.
 
-What the network sees is made by the rooms that make training batches (ids, pixels); positions are its own, and a test holds its first
+What the network sees is made by the code that makes training batches (ids, pixels); positions are its own, and a test holds its first
 logits against the training forward's.
 """
 

@@ -344,8 +344,8 @@ class BlockCache:
         return BoxcarError(
             str(self.folder),
             found=f"{error.strerror or error} while keeping a block of a remote shard",
-            expected=f"a folder with room for {self.max_bytes / 1e9:g} GB that may be written",
-            fix="Lower train.cache_gb, or set train.cache_dir to a folder with room.",
+            expected=f"a writable folder with {self.max_bytes / 1e9:g} GB of free disk space",
+            fix="Lower train.cache_gb, or set train.cache_dir to a larger disk.",
         )
 
     def _make_room(self, num_bytes: int) -> None:

@@ -356,7 +356,7 @@ def _offsets(lists: pa.ListArray) -> IntColumn:
     """(N + 1,) int64 offsets of a list column, checked: Arrow itself trusts them."""
     offsets: IntColumn = lists.offsets.to_numpy().astype(np.int64)
     sound = offsets[0] == 0 and bool((np.diff(offsets) >= 0).all()) and offsets[-1] <= len(lists.values)
-    _require(sound, "list offsets that lead nowhere")
+    _require(sound, "list offsets out of range")
     return offsets
 
 

@@ -34,7 +34,7 @@ class Checkpoints:
     log: Callable[[dict[str, Any]], None]
 
     def save(self, snapshot: Snapshot, metrics: dict[str, float], card: AdapterCard, save_model: Callable[[Path, Snapshot], None]) -> None:
-        """Collective. save_model: writes what from_pretrained reads into a folder. Raises TrainingError where there is no room."""
+        """Collective. save_model: writes what from_pretrained reads into a folder. Raises TrainingError where the disk is full."""
         folder = None
         try:
             if self.session.rank == 0:
@@ -86,6 +86,6 @@ class Checkpoints:
         return TrainingError(
             self.folder.uri,
             found=f"{error.strerror or error} while saving a checkpoint",
-            expected="room for it",
-            fix="The last complete checkpoint is untouched: make room, then run the same command with --resume.",
+            expected="enough disk space",
+            fix="The last complete checkpoint is untouched. Free disk space, then run the same command with --resume.",
         )

@@ -277,7 +277,7 @@ def _token(output: str | None) -> Iterator[str | None]:
             f"train.output, {output}",
             found=f"{error}",
             expected="a folder or bucket that may be written",
-            fix="Choose another `output`, or mend its permissions or credentials.",
+            fix="Choose another `output`, or correct its permissions or credentials.",
         ) from error
     try:
         yield path
@@ -290,7 +290,7 @@ def require_alike(nodes: Sequence[NodeFacts]) -> None:
     if found := all_problems(nodes):
         raise TrainingError(
             f"the cluster's {len(nodes)} nodes",
-            found="what training would stumble over later:\n  " + "\n  ".join(found) + "\n",
+            found="problems that would stop training later:\n  " + "\n  ".join(found) + "\n",
             expected="the same versions and the same shards everywhere, and an `output` that all nodes share",
             fix="`boxcar doctor NAME --cluster` shows all of it.",
         )

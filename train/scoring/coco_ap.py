@@ -53,7 +53,7 @@ def coco_ap(table: pa.Table, rule: ScoreRule) -> CocoAP:
     """AP and AR over every label of a table of `train.scoring.scored.SCORED_SCHEMA`, tasks detect, detect_joint and absent.
 
     Where a label is asked for twice in an image, the second question is about a copy of the image: its true boxes are not doubled. An
-    absent thing that gets boxes is a false positive where its label occurs elsewhere; a label that never occurs in the truth has no AP.
+    absent object that gets boxes is a false positive where its label occurs elsewhere; a label that never occurs in the truth has no AP.
     Sizes are areas in pixels of the original, as COCO's, but of the box and not of the mask. Boxes of names that were not asked for are
     left out: they are of no category.
 

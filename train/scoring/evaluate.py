@@ -3,7 +3,7 @@
     shards ──> fixed slice ──> Predictor (adapter, base; the shards' questions or the adapter's) ──> SCORED table ──> train.scoring.score
        └─ contract, leakage: refused unless allowed
 
-What is measured is what was trained: prompts, pixels and frame come from the same rooms.
+What is measured is what was trained: prompts, pixels and frame come from the same code.
 """
 
 import json

@@ -3,7 +3,7 @@
 | section | what it measures                                                                                                           |
 |---------|----------------------------------------------------------------------------------------------------------------------------|
 | rec     | one thing asked for and one true box: the first box of the reply against it (RefCOCO's Acc@t and mean IoU)                  |
-| objects | every box of every label asked for, matched one to one: precision, recall, F1, counts, duplicates, boxes of absent things   |
+| objects | every box of every label asked for, matched one to one: precision, recall, F1, counts, duplicates, boxes of absent objects   |
 | grec    | one phrase, any number of true boxes, none among them (gRefCOCO): Pr@(F1=1), N-acc, T-acc                                   |
 | format  | how replies were read                                                                                                       |
 
@@ -38,19 +38,19 @@ GROUPINGS = ("task", "language", "source")
 _DRAWS_AT_A_TIME = 64
 
 PROTOCOL: Mapping[Section, str] = {
-    "rec": "Questions about one thing with one true box; the first box of the reply, IoU >= t, 0 where there is none. Sizes: area of the "
+    "rec": "Questions about one object with one true box; the first box of the reply, IoU >= t, 0 where there is none. Sizes: area of the "
     "true box in the pixels the model saw, below 32² small, below 96² medium.",
     "objects": "A unit is a question and a label it asks for. One-to-one matching within units, greedy from the highest IoU. At .5 and the "
     "mean over .5:.05:.95, summed over units (micro); macro: mean over labels; question_f1: mean over units, 1 where nothing is there and "
     "a reply that could be read gave no box. duplicates: boxes with an earlier box of their unit at IoU > .9; hallucinated: units of "
-    "absent things that were given boxes; stray: boxes of names that were not asked for, where a question asks for several.",
-    "grec": "Questions about one thing. pr_f1: share with F1 = 1 at IoU >= .5 (absent things: no box); n_acc: absent things answered with "
-    "no box, by a reply that could be read; t_acc: present things answered with a box.",
+    "absent objects that were given boxes; stray: boxes of names that were not asked for, where a question asks for several.",
+    "grec": "Questions about one phrase. pr_f1: share with F1 = 1 at IoU >= .5 (absent objects: no box); n_acc: absent objects answered "
+    "with no box, by a reply that could be read; t_acc: present objects answered with a box.",
     "format": "Shares of the replies. wrong_count: not as many boxes as are true; out_of_range: a value beyond the image; no_area: share "
-    "of the boxes; label_exact: share of the boxes with a label whose label is one that was asked for, letter by letter.",
+    "of the boxes; label_exact: share of the boxes with a label whose label is exactly one that was asked for.",
 }
 GREC_OFFICIAL = (
-    "Questions about one thing, as in gRefCOCO's own code: pairs are matched by generalised IoU, and a reply that cannot be read is one "
+    "Questions about one phrase, as in gRefCOCO's own code: pairs are matched by generalised IoU, and a reply that cannot be read is one "
     "without boxes. Its filter of scores below 0.7 has no counterpart: every box of a reply counts."
 )
 
@@ -290,7 +290,7 @@ def _notes(questions: Scored) -> Iterator[str]:
     if not len(units.truth):
         yield "No question has a true box: rec, recall and T-acc are not defined."
     if (units.num_truth[named] > 0).all():
-        yield "No question is about an absent thing: N-acc and hallucinated are not defined."
+        yield "No question is about an absent object: N-acc and hallucinated are not defined."
     if not len(units.predicted):
         yield "No reply gives a box: precision, duplicates and stray are not defined."
     asked, seen = np.unique(units.label[named]), np.unique(units.label[units.truth_unit])

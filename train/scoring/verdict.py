@@ -4,7 +4,7 @@
 |---------------|-----------------------------------------------------------------------------------------------------------------|
 | box IoU       | of a predicted box with the true box it is matched to (`scored.Units.match`), 0 where it has none               |
 | IoU           | sum of the box IoUs / the larger of the two numbers of boxes; not defined where nothing true is there           |
-| right         | as many boxes as are true, each matched at IoU >= .5; an absent thing: no box, by a reply that could be read    |
+| right         | as many boxes as are true, each matched at IoU >= .5; an absent object: no box, by a reply that could be read    |
 
 With one true and one predicted box, IoU is their IoU, and right is IoU >= .5: RefCOCO's Acc@0.5.
 """

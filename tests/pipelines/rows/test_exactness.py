@@ -396,7 +396,7 @@ def adversarial_labels() -> list[str]:
 
 
 def labelled_records() -> Iterator[Record]:
-    """Four labels to a record, one of them with two boxes; the same texts as phrases, captions and absent things."""
+    """Four labels to a record, one of them with two boxes; the same texts as phrases, captions and absent objects."""
     labels = adversarial_labels()
     for number in range(0, NUM_LABELS, 4):
         four = labels[number : number + 4]

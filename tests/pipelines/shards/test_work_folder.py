@@ -196,7 +196,7 @@ def test_a_damaged_state_is_named_and_not_overwritten(tmp_path: Path, content: b
 
 def test_one_driver_at_a_time(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    with work.lock(), pytest.raises(BoxcarError, match="another boxcar convert at work in it"), WorkDir(str(tmp_path)).lock():
+    with work.lock(), pytest.raises(BoxcarError, match="another boxcar convert that writes to it"), WorkDir(str(tmp_path)).lock():
         pytest.fail("the lock was given twice")
     with work.lock():
         pass

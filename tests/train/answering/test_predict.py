@@ -184,7 +184,7 @@ def _damaged(adapter: Path, copy: Path, change: str) -> Path:
         ("another template", ContractError, "turn_open: "),
         ("another tokenizer", ContractError, "tokenizer_fingerprint: "),
         ("another version", ContractError, "boxcar-adapter version 99"),
-        ("other pixel limits", ContractError, "somebody has changed it"),
+        ("other pixel limits", ContractError, "the file was changed"),
         ("no settings", ConfigError, "expected peft's settings of the adapter"),
         ("no JSON", ContractError, "no card of an adapter"),
         ("no weights", ConfigError, "expected an adapter's weights"),

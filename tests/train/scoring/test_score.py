@@ -146,7 +146,7 @@ def test_a_question_about_several_labels_goes_by_what_the_reply_calls_its_boxes(
             [A, FAR, A, HALF],
             asked=["dog", "cat", "bird"],
             truth_labels=["dog", "cat"],
-            predicted_labels=["DOG", "dog", "bird", None],  # right; wrong name; absent thing; no name
+            predicted_labels=["DOG", "dog", "bird", None],  # right; wrong name; absent object; no name
             task="detect_joint",
         )
     )
@@ -267,7 +267,7 @@ def test_no_box_in_any_reply() -> None:
     assert found.value("rec", "mean_iou") == 0.0
     assert found.value("format", "no_area") is None
     assert any("No reply gives a box" in note for note in found.notes)
-    assert any("No question is about an absent thing" in note for note in found.notes)
+    assert any("No question is about an absent object" in note for note in found.notes)
 
 
 def test_questions_for_no_boxes_are_left_out_and_counted() -> None:
@@ -483,7 +483,7 @@ def test_markdown_shows_every_number_and_escapes_names() -> None:
     assert "| a\\|b | 100.0 |" in text
     assert "| count_mae | 0.00 [0.00, 0.00] | 2 |" in text
     assert "| n_acc | – | 0 |" in text
-    assert "- No question is about an absent thing" in text
+    assert "- No question is about an absent object" in text
     assert all(f"## {section}" in text for section in ("rec", "objects", "grec", "format"))
 
 

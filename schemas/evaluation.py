@@ -53,4 +53,4 @@ class ScenesConfig(Section):
     folder: str = Field(description="Where images and annotations are written.")
     num_train: int = Field(default=600, ge=10, description="Number of drawings to train on.")
     num_held_out: int = Field(default=120, ge=10, description="Number of drawings to evaluate on.")
-    seed: int = Field(default=0, ge=0, description="Of the drawings.")
+    seed: int = Field(default=0, ge=0, description="Seed of the drawings.")

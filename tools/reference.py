@@ -5,6 +5,7 @@
 
 import inspect
 from collections.abc import Container, Iterator
+from html import escape
 from types import NoneType
 from typing import Any, get_args
 
@@ -143,5 +144,5 @@ def python_reference() -> str:
         value = getattr(boxcar, name)
         signature = "" if inspect.isclass(value) else str(inspect.signature(value)).replace("'", "")
         lines += [f"## boxcar.{name}", "", "```python", f"boxcar.{name}{signature}", "```", ""]
-        lines += ["```text", inspect.getdoc(value) or "", "```", ""]
+        lines += [f'<pre class="docstring">{escape(inspect.getdoc(value) or "")}</pre>', ""]
     return "\n".join(lines)

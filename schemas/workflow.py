@@ -207,6 +207,3 @@ class Workflow(Section):
     convert: ConvertConfig | None = None
     train: TrainConfig | None = None
     evaluate: EvaluateConfig | None = None
-
-
-WorkflowFile = dict[str, Workflow]

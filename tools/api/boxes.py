@@ -100,11 +100,10 @@ def parse(
     cost = tokens(family, *size, image_min_pixels=image_min_pixels, image_max_pixels=image_max_pixels)
     resized = (cost.resized_width, cost.resized_height)
     found = replies.parse(text, known, resized)
-    corners = np.concatenate([found.points, found.points], axis=1).reshape(-1, 4)
     return Reply(
         boxes_xyxy_px=replies.to_original_px(found.boxes, known.grid, size, resized),
         labels=found.labels,
-        points_xy_px=replies.to_original_px(corners, known.grid, size, resized)[:, :2],
+        points_xy_px=replies.points_to_original_px(found.points, known.grid, size, resized),
         point_labels=found.point_labels,
         status=found.status,
         repairs=found.repairs,

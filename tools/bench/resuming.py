@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import yaml
 
@@ -38,7 +37,6 @@ CHANGES = (2, 4, 1, 3)
 """Numbers of workers, one after another."""
 _SCENES = 59
 _POLL_SECONDS = 0.01
-Rows = npt.NDArray[np.int64]
 
 
 def sequences(num_rows: int, num_turns: int, num_changes: int) -> None:

@@ -26,7 +26,6 @@ from boxcar.tools.starting.sniff import Found, sniff
 from boxcar.tools.starting.workflow_text import DEFAULT_CUTOFF_LEN, Budget, Choice, workflow_text
 from boxcar.tools.workflows import has_workflow
 
-DEFAULT_FAMILY = "qwen2_5_vl"
 KEEP = 0.999
 """Share of the turns that the written settings keep."""
 BOX_SPACES = ("pixels", "relative", "per_mille", "resized")

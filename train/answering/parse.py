@@ -36,13 +36,11 @@ the numbers, never the ground truth. Nothing is made up: a box is four numbers t
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from boxcar.pipelines.boxes import geometry
 from boxcar.pipelines.families.box_text import CoordinateGrid, FloatBoxes
 from boxcar.pipelines.families.family import Family
 from boxcar.train.answering.loose_boxes import LooseBox, LooseBoxes, find_loosely
@@ -101,11 +99,6 @@ class ParsedReply:
     def says_none(self) -> bool:
         """The reply says that nothing matches."""
         return self.status == "none_found"
-
-    @cached_property
-    def has_no_area(self) -> npt.NDArray[np.bool_]:
-        """(N,) whether a box has no width or no height, in model units."""
-        return np.asarray((geometry.sides(self.boxes) <= 0).any(axis=1))
 
 
 def parse(reply: str, family: Family, resized_wh: tuple[int, int]) -> ParsedReply:

@@ -22,7 +22,7 @@ from boxcar.pipelines.ragged import offsets_of
 from boxcar.schemas import manifest as manifests
 from boxcar.schemas.contract import FrameContract
 from boxcar.schemas.errors import AnnotationError, ShardError
-from boxcar.schemas.manifest import FileEntry, Manifest
+from boxcar.schemas.manifest import Manifest
 from boxcar.schemas.row import ROW_SCHEMA
 from boxcar.schemas.task import TASK_NAMES
 
@@ -100,17 +100,6 @@ class PlanIndex:
     def cutoff_len(self) -> int:
         """The largest cutoff that a folder was made with, so that every row of each has a turn that fits."""
         return max(int(folder.manifest.settings["cutoff_len"]) for folder in self.folders)
-
-    def locate(self, row: int) -> tuple[Folder, FileEntry, int]:
-        """The folder and the shard of a row, and its number within the shard."""
-        for folder in reversed(self.folders):
-            if row >= folder.first_row:
-                within = row - folder.first_row
-                for entry in folder.manifest.shards:
-                    if within < entry.num_rows:
-                        return folder, entry, within
-                    within -= entry.num_rows
-        raise IndexError(f"row {row} of {self.num_rows}")
 
     def describe(self, row: int) -> str:
         """A row for people: as `boxcar show FOLDER --row N` takes it."""

@@ -17,11 +17,6 @@ def contents_of_run(index: PlanIndex, config: PlanConfig) -> list[EpochContent]:
     return [content_of_epoch(index, config, epoch) for epoch in range(config.num_epochs)]
 
 
-def tokens_of_run(index: PlanIndex, config: PlanConfig) -> int:
-    """Tokens of all documents of all epochs: images, questions and answers, no padding."""
-    return sum(content.tokens for content in contents_of_run(index, config))
-
-
 def epochs_for_tokens(index: PlanIndex, config: PlanConfig, tokens: int) -> int | float:
     """The `epochs` with which the run has as nearly so many tokens as whole samples allow: some half a sample more or less, or 1/10,000 of
     them where that is more, but never more than a pack. tokens: above 0. The run of `config` must have some.

@@ -49,10 +49,10 @@ def test_points_are_kept_apart_and_in_order() -> None:
     assert px.tolist() == [[10, 6], [14, 8.5], [18, 10]]
 
 
-def test_boxes_without_area_are_kept_and_known() -> None:
+def test_boxes_without_area_are_kept() -> None:
     parsed = read("cogvlm", "[[001,002,001,009;001,002,003,004]]")
-    assert parsed.has_no_area.tolist() == [True, False]
-    assert read("cogvlm", "").has_no_area.tolist() == []
+    assert parsed.boxes.tolist() == [[1, 2, 1, 9], [1, 2, 3, 4]]
+    assert read("cogvlm", "").boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from boxcar.schemas.training import PlanConfig
+from boxcar.train.planning.index import PlanIndex
 from boxcar.train.planning.plan import plan_epoch
-from boxcar.train.planning.run_length import epochs_for_tokens, tokens_of_run
+from boxcar.train.planning.run_length import contents_of_run, epochs_for_tokens
 from tests.small_index import R, T, drawn_rows, index_of
 
 CUTOFF = 400
@@ -17,6 +18,10 @@ SCHEDULES = [
     pytest.param({"turns_per_sample": 1, "turns_per_sample_end": 6, "ramp": 1.0}, id="more and more turns"),
     pytest.param({"turns_per_sample": 2, "cyclic": True}, id="cyclic"),
 ]
+
+
+def tokens_of_run(index: PlanIndex, settings: PlanConfig) -> int:
+    return sum(content.tokens for content in contents_of_run(index, settings))
 
 
 def config(**changes: Any) -> PlanConfig:

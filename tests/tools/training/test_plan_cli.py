@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner, Result
+from matplotlib import pyplot
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 from boxcar.schemas.task import TASK_NAMES
@@ -83,9 +86,25 @@ def test_the_picture_is_drawn(flow: Path, tmp_path: Path) -> None:
     with Image.open(picture) as image:
         assert image.format == "PNG"
         assert image.width > 1000
-        colours = image.convert("RGB").resize((200, 150)).getcolors(30_000)
-        assert colours is not None
-        assert len(colours) > 20, "not empty"
+        pixels = np.asarray(image.convert("L"))
+    for name, panel in {"fill": pixels[: len(pixels) // 2], "tasks": pixels[len(pixels) // 2 :]}.items():
+        assert 0.02 < (panel < 200).mean() < 0.9, f"{name}: neither empty nor one block"
+
+
+def test_the_picture_shows_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Titles, bars and areas, read from the figure itself."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(pyplot, "close", kept.append)
+    index, config = index_of(drawn_rows(60)), PlanConfig(cutoff_len=400, global_batch=4)
+    plan = plan_epoch(index, config, 0)
+    draw(plan, index, config, tmp_path / "plan.png")
+    panels = {axes.get_title(loc="left"): axes for axes in kept[0].axes}
+    assert list(panels) == ["How full packs are", "What packs are filled with", "Which tasks come when", "How hard the chosen turns are"]
+    bars = [bar.get_height() for bar in panels["How full packs are"].patches if isinstance(bar, Rectangle)]
+    assert sum(bars) == pytest.approx(100), "percent of the packs"
+    assert panels["What packs are filled with"].get_legend_handles_labels()[1] == ["visual", "text", "empty"]
+    assert panels["Which tasks come when"].get_legend_handles_labels()[1] == [name for name in TASK_NAMES if name in plan.counts.tasks]
+    assert all(axes.get_xlim() == (0, plan.num_steps) for axes in list(panels.values())[1:])
 
 
 @pytest.mark.parametrize(

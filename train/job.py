@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
@@ -38,6 +38,9 @@ from boxcar.train.running.nodes import require_alike, survey
 from boxcar.train.running.run_folder import ADAPTER, METRICS, RUN, RunFolder, require_new_or_same
 from boxcar.train.running.sessions import LocalSession
 from boxcar.train.worker import RunSpec, versions, work
+
+if TYPE_CHECKING:
+    from ray.train import RunConfig
 
 FAILURE = "failure.json"
 _NOT_CONTENT = {
@@ -298,12 +301,7 @@ def _run_with_ray(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict
                 use_gpu=use_gpu,
                 resources_per_worker={"CPU": placement.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
             ),
-            run_config=ray.train.RunConfig(
-                name=spec.name,
-                storage_path=config.output,
-                failure_config=ray.train.FailureConfig(max_failures=placement.max_failures),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.num_to_keep),
-            ),
+            run_config=run_config_of(config, spec.name),
         )
         try:
             with _interrupts_as_usual():
@@ -313,6 +311,18 @@ def _run_with_ray(spec: RunSpec, config: TrainConfig, folder: RunFolder) -> dict
     if mistake := _mistake(folder):
         raise mistake
     return _last_state(folder)
+
+
+def run_config_of(config: TrainConfig, name: str) -> "RunConfig":
+    """Ray Train's settings of a run of this name: where it lies, how often it is restarted, how many checkpoints stay."""
+    import ray.train  # noqa: PLC0415  (runs of one process need no Ray)
+
+    return ray.train.RunConfig(
+        name=name,
+        storage_path=config.output,
+        failure_config=ray.train.FailureConfig(max_failures=config.placement.max_failures),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=config.num_to_keep),
+    )
 
 
 @contextmanager

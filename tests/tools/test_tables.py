@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -15,8 +16,17 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from boxcar.tools.cli import main
+from boxcar.tools.measuring.evaluate import print_results
+from boxcar.tools.measuring.predict import print_answer
 from boxcar.tools.quickstart.demo import write_demo
 from boxcar.tools.tables import PIPE_WIDTH, Table, result_console
+from boxcar.tools.training.ablate_report import print_ablation
+from boxcar.train.answering.predict import Answer
+from boxcar.train.scoring.evaluate import compared
+from tests.places import ROOT
+from tests.small_results import write_results
+from tests.tools.measuring.test_rate import as_json
+from tests.tools.training.test_ablate import made_up
 
 WIDTHS = (80, 120)
 
@@ -125,3 +135,77 @@ def test_the_summary_of_a_conversion_fits(width: int, workflow: Path, monkeypatc
     counts = json.loads((workflow.parent / "shards/manifest.json").read_bytes())["counts"]
     assert f"{counts['visual_tokens']:,}" in done.stdout
     assert [line for line in done.stdout.splitlines() if cell_len(line.rstrip()) > width and str(workflow.parent) not in line] == []
+
+
+# ---- tables of results
+
+
+def console_of(width: int) -> tuple[Console, io.StringIO]:
+    stream = io.StringIO()
+    return Console(file=stream, width=width, soft_wrap=True), stream
+
+
+def too_wide(text: str, width: int) -> list[str]:
+    """Lines with columns that are wider than the terminal; a sentence is wrapped by the terminal itself."""
+    return [line for line in text.splitlines() if re.search(r"\S {2,}\S", line) and cell_len(line.rstrip()) > width]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_an_evaluation_fit(width: int, workflow: Path, tmp_path: Path) -> None:
+    results = write_results(tmp_path / "results", workflow.parent / "shards") | {"folder": "results"}
+    console, stream = console_of(width)
+    print_results(results, console)
+    heads, rows = compared(results["arms"])
+    assert heads == ["adapter", "base"]
+    assert all(cell in stream.getvalue() for _, cells in rows for cell in cells), "whole, on one line"
+    assert too_wide(stream.getvalue(), width) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_an_ablation_fit(width: int) -> None:
+    console, stream = console_of(width)
+    values = [123456.789 + number for number in range(5)]
+    print_ablation(console, made_up({"all": values, "uniform": values, "progressive": values, "random_paced": values, "anti": values}))
+    assert stream.getvalue().count("123458.7890") == 5, "each mean once, whole"
+    assert too_wide(stream.getvalue(), width) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_ratings_fit(width: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    files = [as_json(tmp_path, rater, {"a": "right", "b": "loose", "c": "wrong"}) for rater in ("ann", "a rater of a long name", "猫" * 12)]
+    done = invoke("rate", *files)
+    assert done.exit_code == 0, done.output
+    assert "a rater of a long name" in done.stdout
+    assert too_wide(done.stdout, width) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_table_of_a_prediction_fits(width: int) -> None:
+    boxes = np.array([[0.0, 1.25, 12345.6, 99999.9]] * 3)
+    labels = (
+        "a label of more words than fit into any line of a terminal that is as narrow as eighty characters, and then some",
+        "猫" * 70,
+        None,
+    )
+    answer = Answer("1", 0, "detect", "en", "Q", "A", True, "strict", (), boxes, boxes, labels, None, (99999, 99999), (1000, 1000), 1, 1)
+    console, stream = console_of(width)
+    print_answer(console, answer)
+    assert stream.getvalue().count("12345.6") == 3
+    assert too_wide(stream.getvalue(), width) == []
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_tables_of_the_doctor_fit(width: int, workflow: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.chdir(workflow.parent)
+    done = invoke("doctor", "demo", "--file", workflow, "placement.executor=inline")
+    assert "torch" in done.stdout
+    table = [line for line in done.stdout.splitlines() if not line.startswith("PROBLEM")]  # a sentence
+    assert too_wide("\n".join(table), width) == []
+
+
+def test_every_table_of_the_project_is_one_that_becomes_blocks() -> None:
+    """`rich.table` itself breaks numbers where it has no space."""
+    files = [path for path in (ROOT / "tools").rglob("*.py") if re.search(r"rich(\.| import )table", path.read_text("utf-8"))]
+    assert [path.name for path in files] == ["tables.py"]

@@ -88,13 +88,14 @@ def _tell(answers: list[Answer], image: str, draw: Path | None, *, as_lines: boo
     else:
         console = result_console(soft_wrap=True)
         for answer in answers:
-            _print(console, answer)
+            print_answer(console, answer)
     if draw is not None:
         _draw(answers, image, draw)
         Console(stderr=True, soft_wrap=True).print(Text(f"{draw}: look at it"))
 
 
-def _print(console: Console, answer: Answer) -> None:
+def print_answer(console: Console, answer: Answer) -> None:
+    """Question, reply, how it was read, and the boxes in pixels of the original image."""
     console.print(Text("Q  ", style="cyan"), Text(visible(answer.question)))
     console.print(Text("A  ", style="green"), Text(visible(answer.reply)), Text("" if answer.complete else " ... (cut at max_new_tokens)"))
     read = answer.status + (f" ({', '.join(answer.repairs)})" if answer.repairs else "")

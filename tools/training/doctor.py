@@ -86,7 +86,7 @@ def _placement(config: TrainConfig, nodes: Sequence[NodeFacts], *, cluster: bool
     elif place.num_workers * (place.cpus_per_worker + config.loader_workers) > sum(cpus):
         found.append(
             f"{place.num_workers} workers with {config.loader_workers} loader processes each share {_sum(cpus)} CPUs of {where}: decoding "
-            "may hold training up; lower loader_workers or use image_storage: embed_resized"
+            "may slow training down; lower loader_workers or use image_storage: embed_resized"
         )
     gpus = sum(node.resources.get("GPU", 0.0) for node in nodes)
     if cluster and place.use_gpu and gpus < place.num_workers:

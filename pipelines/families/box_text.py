@@ -56,6 +56,14 @@ class CoordinateGrid(Protocol):
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         """The largest values across and down that name a place in an image of this resized size; the smallest are 0."""
 
+    @property
+    def needs_resized_size(self) -> bool:
+        """True: values are right only for the size that the image was resized to. False: at every size."""
+
+    @property
+    def px_expressions(self) -> tuple[str, str]:
+        """`dequantise` as Python, before clipping: of `x` by width and resized_width, of `y` by height and resized_height."""
+
 
 def _corners(boxes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
     """(N, 4) xyxy as (N, 2 corners, 2): what is said of (width, height) is then said of both corners."""
@@ -106,6 +114,15 @@ class ThousandthGrid:
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         return (1000, 1000) if self.rounding == "round" else (999, 999)
 
+    @property
+    def needs_resized_size(self) -> bool:
+        return False
+
+    @property
+    def px_expressions(self) -> tuple[str, str]:
+        x, y = ("x", "y") if self.rounding == "round" else ("(x + 0.5)", "(y + 0.5)")
+        return f"{x} * width / 1000", f"{y} * height / 1000"
+
 
 @dataclass(frozen=True)
 class ResizedPixelGrid:
@@ -113,6 +130,8 @@ class ResizedPixelGrid:
 
     description: str = "round(x * (resized_width / width)), 0..resized_width - 1"
     inverse_description: str = "v * width / resized_width (heights for y), resized as the family's rule and these pixel limits say"
+    needs_resized_size: bool = True
+    px_expressions: tuple[str, str] = ("x * width / resized_width", "y * height / resized_height")
 
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         resized = _both(resized_wh)
@@ -153,6 +172,19 @@ class BoxText(Protocol):
     def names_labels(self) -> bool:
         """Whether an answer about one label names it."""
 
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What opens and closes a label, then what opens and closes a box; () where these are no words of their own."""
+
+    @property
+    def box_pattern(self) -> str:
+        """Regular expression of one box in a text, without what names it or its label."""
+
+    @property
+    def label_pattern(self) -> str | None:
+        """Regular expression of one label in a text with all that marks it, the label as its group; None where nothing marks labels, or
+        they cannot be taken out of the text."""
+
     def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
         """The gap between a box of `previous` and a box of `following` in a whole answer; None: at the answer's start or end."""
 
@@ -183,6 +215,9 @@ class JsonBoxText:
     separators: tuple[str, str, str] = (", ", ", ", ", ")
     number_format: str = "%d"
     names_labels: bool = True
+    tags: tuple[str, ...] = ()
+    box_pattern: str = rf'(?<="bbox_2d": )\[{", ".join(["[0-9]+"] * 4)}\]'
+    label_pattern: str | None = None
 
     @staticmethod
     def _label(label: str) -> str:
@@ -259,6 +294,19 @@ class TaggedBoxText:
         return [f"{named}{self.box_open}(", *[f"){self.box_close}{self.box_open}("] * (num_boxes - 1), f"){self.box_close}"]
 
     @property
+    def tags(self) -> tuple[str, ...]:
+        return self.ref_open, self.ref_close, self.box_open, self.box_close
+
+    @property
+    def box_pattern(self) -> str:
+        number = "[0-9]+"
+        return rf"{re.escape(self.box_open)}\({number},{number}\),\({number},{number}\){re.escape(self.box_close)}"
+
+    @property
+    def label_pattern(self) -> str | None:
+        return f"{re.escape(self.ref_open)}(.*?){re.escape(self.ref_close)}"
+
+    @property
     def _group(self) -> str:
         box = rf"{re.escape(self.box_open)}\({_NUMBER},{_NUMBER}\),\({_NUMBER},{_NUMBER}\){re.escape(self.box_close)}"
         # A label holds no tag: without that, text between two refs would be one, and a cut answer of n boxes take 2^n steps to refuse.
@@ -297,6 +345,9 @@ class BracketBoxText:
     separators: tuple[str, str, str] = (",", ",", ",")
     number_format: str = "%03d"
     names_labels: bool = False
+    tags: tuple[str, ...] = ()
+    box_pattern: str = rf"(?:(?<=\[\[)|(?<=;)){_THREE_DIGITS}(?=;|\]\])"
+    label_pattern: str | None = None
 
     def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
         if previous is not None and previous == following:

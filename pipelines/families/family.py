@@ -110,6 +110,8 @@ class Family:
     """"clip" (CLIP's mean and standard deviation) or "half" (0.5 and 0.5)."""
     tokenizer: str = ""
     """Hugging Face id of the tokenizer where the checkpoint does not hold it."""
+    llama_factory_template: str = ""
+    """LLaMA-Factory's name of its template; "" where it and ms-swift do not train this family as Boxcar does. ms-swift finds its own."""
     notes: str = ""
     """What a user should know before choosing this family."""
 

@@ -35,5 +35,6 @@ FAMILY = Family(
     max_sequence=128_000,
     network=qwen2_network("qwen2_5_vl", vision_mlp="gate_proj|up_proj|down_proj", merger=r"merger\.mlp\.[02]"),
     published_special_ids=QWEN2_SPECIAL_IDS,
+    llama_factory_template="qwen2_vl",
     notes="Boxes are pixels of the resized image: keep image_min_pixels and image_max_pixels the same when serving.",
 )

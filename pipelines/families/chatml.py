@@ -28,6 +28,7 @@ def chatml(default_system: str | None, image: Callable[[int], str], image_token:
         turn_close=TURN_CLOSE,
         image_token=image_token,
         special_tokens=("<|im_start|>", "<|im_end|>", *special_tokens),
+        reply_ends=("<|im_end|>", "<|endoftext|>", "<|im_start|>"),
     )
 
 

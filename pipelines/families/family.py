@@ -60,6 +60,10 @@ class ChatTemplate:
     """The special token that stands once for each image in stored ids and is expanded when a row is loaded."""
     special_tokens: tuple[str, ...]
     """Every special token that the template and the box text write; a tokenizer without one of them does not fit."""
+    reply_ends: tuple[str, ...]
+    """Special tokens that end a reply, first the one that closes a turn: what a base writes after it is no part of the answer."""
+    reply_opens: tuple[str, ...] = ()
+    """Special tokens that a decoded reply may begin with."""
     question_prefix: str = ""
     question_suffix: str = ""
     extra_placeholders: int = 0

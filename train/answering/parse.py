@@ -44,6 +44,7 @@ import numpy.typing as npt
 
 from boxcar.pipelines.boxes import geometry
 from boxcar.pipelines.families.box_text import CoordinateGrid, FloatBoxes
+from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.pipelines.families.family import Family
 from boxcar.train.answering.loose_boxes import LooseBox, LooseBoxes, find_loosely
 from boxcar.train.answering.loose_text import TAG
@@ -54,8 +55,11 @@ neither a box nor that."""
 
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER = re.compile(r"<(/?)answer>")
-_TURN_END = re.compile(r"<\|im_end\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|eot_id\|>|<\|im_start\|>|</s>")
-_TURN_START = re.compile(r"\A(?:\s|<s>|<\|begin_of_text\|>)+")
+# Of every family: a base may write what it wrote before it was trained for this one.
+_ENDS = dict.fromkeys(re.escape(token) for family in FAMILIES.values() for token in family.chat.reply_ends)
+_OPENS = dict.fromkeys(re.escape(token) for family in FAMILIES.values() for token in family.chat.reply_opens)
+_TURN_END = re.compile("|".join(_ENDS))
+_TURN_START = re.compile(rf"\A(?:\s|{'|'.join(_OPENS)})+")
 _WORDY = re.compile(r"\w")
 _BETWEEN_BOXES = " \t\r\n,;.:，；、。："
 _LONGEST_REFUSAL = 400

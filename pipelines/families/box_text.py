@@ -12,7 +12,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -149,6 +150,9 @@ class ResizedPixelGrid:
         return resized_wh
 
 
+Numbers = tuple[int, int, int, int]
+"""Four of a box, or of 0 to 3 for x0, y0, x1, y1."""
+XYXY: Numbers = (0, 1, 2, 3)
 BoxForm = Literal["json", "tags", "list"]
 """json: objects with a key for the box. tags: (x0,y0),(x1,y1) between two tags. list: [[x0,y0,x1,y1]]."""
 
@@ -161,8 +165,16 @@ class BoxText(Protocol):
         """The shape of its boxes: what another family writes is told apart by it."""
 
     @property
+    def key(self) -> str:
+        """Key of a box's numbers in JSON; "" for other forms."""
+
+    @property
+    def order(self) -> Numbers:
+        """Which of x0, y0, x1, y1 (0 to 3) stands first, second, third and last in a box."""
+
+    @property
     def separators(self) -> tuple[str, str, str]:
-        """What stands between x0 and y0, y0 and x1, x1 and y1."""
+        """What stands between the first and second number of a box, the second and third, the third and last."""
 
     @property
     def number_format(self) -> str:
@@ -198,26 +210,37 @@ class BoxText(Protocol):
         """The boxes written in this form anywhere in a text."""
 
 
-_JSON_OPEN = '```json\n[\n\t{"bbox_2d": ['
 _JSON_CLOSE = "}\n]\n```"
 _FENCED_LIST = re.compile(r"```json\n(\[\n\t.*\n\])\n```", re.DOTALL)
 _NUMBER = "([0-9]{1,9})"
 """Longer numbers are no coordinates, and Python refuses to read very long ones."""
 _JSON_STRING = r'"(?>(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)"'
-_JSON_BOX = re.compile(rf'\{{"bbox_2d": \[{", ".join([_NUMBER] * 4)}\](?:, "label": ({_JSON_STRING}))?\}}')
 
 
 @dataclass(frozen=True)
 class JsonBoxText:
     """A fenced JSON list of {"bbox_2d": [x0, y0, x1, y1], "label": "..."} (Qwen2.5-VL, Qwen3-VL). Absent: an empty list."""
 
+    key: str = "bbox_2d"
+    order: Numbers = XYXY
     form: BoxForm = "json"
     separators: tuple[str, str, str] = (", ", ", ", ", ")
     number_format: str = "%d"
     names_labels: bool = True
     tags: tuple[str, ...] = ()
-    box_pattern: str = rf'(?<="bbox_2d": )\[{", ".join(["[0-9]+"] * 4)}\]'
     label_pattern: str | None = None
+
+    @property
+    def box_pattern(self) -> str:
+        return rf'(?<="{re.escape(self.key)}": )\[{", ".join(["[0-9]+"] * 4)}\]'
+
+    @property
+    def _open(self) -> str:
+        return f'{{"{self.key}": ['
+
+    @cached_property
+    def _box(self) -> re.Pattern[str]:
+        return re.compile(rf'{re.escape(self._open)}{", ".join([_NUMBER] * 4)}\](?:, "label": ({_JSON_STRING}))?\}}')
 
     @staticmethod
     def _label(label: str) -> str:
@@ -225,13 +248,13 @@ class JsonBoxText:
 
     def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
         if previous is None:
-            return _JSON_OPEN
+            return f"```json\n[\n\t{self._open}"
         closed = f'], "label": {self._label(previous)}'
-        return closed + (_JSON_CLOSE if following is None else '},\n\t{"bbox_2d": [')
+        return closed + (_JSON_CLOSE if following is None else f"}},\n\t{self._open}")
 
     def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
         named = f', "label": {self._label(label)}' if label else ""
-        return ['{"bbox_2d": [', *[f']{named}}}, {{"bbox_2d": ['] * (num_boxes - 1), f"]{named}}}"]
+        return [self._open, *[f"]{named}}}, {self._open}"] * (num_boxes - 1), f"]{named}}}"]
 
     def parse_answer(self, text: str) -> list[TextBox] | None:
         if text == EMPTY_JSON_LIST:
@@ -243,28 +266,27 @@ class JsonBoxText:
             entries = json.loads(fenced[1])
         except (ValueError, RecursionError):  # a model that repeats "[" nests deeper than Python's stack
             return None
-        boxes = [_json_box(entry) for entry in entries]
+        boxes = [self._entry(entry) for entry in entries]
         return None if None in boxes else [box for box in boxes if box is not None]
+
+    def _entry(self, entry: object) -> TextBox | None:
+        if not isinstance(entry, dict) or set(entry) != {self.key, "label"}:
+            return None
+        values, label = entry[self.key], entry["label"]
+        if not (isinstance(label, str) and isinstance(values, list) and len(values) == 4):
+            return None
+        if not all(type(value) is int and abs(value) < 10**9 for value in values):
+            return None
+        return TextBox(as_xyxy(values, self.order), label)
 
     def find_boxes(self, text: str) -> list[TextBox]:
         return [
-            TextBox((int(m[1]), int(m[2]), int(m[3]), int(m[4])), json.loads(m[5]) if m[5] is not None else None)
-            for m in _JSON_BOX.finditer(text)
+            TextBox(as_xyxy([int(number) for number in m.groups()[:4]], self.order), json.loads(m[5]) if m[5] is not None else None)
+            for m in self._box.finditer(text)
         ]
 
 
 EMPTY_JSON_LIST = "```json\n[]\n```"
-
-
-def _json_box(entry: object) -> TextBox | None:
-    if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
-        return None
-    values, label = entry["bbox_2d"], entry["label"]
-    if not (isinstance(label, str) and isinstance(values, list) and len(values) == 4):
-        return None
-    if not all(type(value) is int and abs(value) < 10**9 for value in values):
-        return None
-    return TextBox((values[0], values[1], values[2], values[3]), label)
 
 
 @dataclass(frozen=True)
@@ -275,6 +297,8 @@ class TaggedBoxText:
     ref_close: str
     box_open: str
     box_close: str
+    key: str = ""
+    order: Numbers = XYXY
     form: BoxForm = "tags"
     separators: tuple[str, str, str] = (",", "),(", ",")
     number_format: str = "%d"
@@ -341,6 +365,8 @@ _BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?>(?:;{_THREE_DIGITS})*))\]\]")
 class BracketBoxText:
     """[[x0,y0,x1,y1;x0,y0,x1,y1]], three digits each (CogVLM). A label stands before its brackets where an answer has several."""
 
+    key: str = ""
+    order: Numbers = XYXY
     form: BoxForm = "list"
     separators: tuple[str, str, str] = (",", ",", ",")
     number_format: str = "%03d"
@@ -389,6 +415,15 @@ def render(gaps: Sequence[str], values: Sequence[Sequence[int]], box_text: BoxTe
     first, second, third = box_text.separators
     pieces = [gaps[0]]
     for box, gap in zip(values, gaps[1:], strict=True):
-        x0, y0, x1, y1 = (box_text.number_format % value for value in box)
-        pieces += [x0, first, y0, second, x1, third, y1, gap]
+        one, two, three, four = (box_text.number_format % box[place] for place in box_text.order)
+        pieces += [one, first, two, second, three, third, four, gap]
     return "".join(pieces)
+
+
+_Value = TypeVar("_Value", int, float)
+
+
+def as_xyxy(numbers: Sequence[_Value], order: Numbers) -> tuple[_Value, _Value, _Value, _Value]:
+    """The four numbers of a box as they stand in a text -> x0, y0, x1, y1. order: of `BoxText`."""
+    x0, y0, x1, y1 = (numbers[order.index(place)] for place in range(4))
+    return x0, y0, x1, y1

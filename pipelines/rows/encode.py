@@ -126,7 +126,7 @@ def encode_drafts(drafts: Sequence[Draft], unit: UnitData, pieces: PieceTable) -
     """Ids, bytes, lengths and difficulty of every turn."""
     boxes, sized, family = unit.boxes, unit.sized, unit.frame.family
     values = family.grid.quantise(boxes.boxes, sized.size_wh[boxes.reference], sized.resized_wh[boxes.reference])
-    number_codes = pieces.intern_numbers(values, family.box_text.number_format)
+    number_codes = pieces.intern_numbers(values, family.box_text.number_format)[:, family.box_text.order]
     separators = pieces.intern_separators(family.box_text.separators)
     pieces.encode_pending()
     turns = [turn for draft in drafts for turn in draft.turns]

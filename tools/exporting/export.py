@@ -124,6 +124,9 @@ def _question(exported: Exported) -> str:
 def _reading(family: Family) -> str:
     """Code that takes a reply's boxes to pixels of the original, by the family's grid and form of text."""
     across, down = family.grid.px_expressions
-    facts = {"rule": family.grid.inverse_description, "across": across, "down": down}
-    facts |= zip(("ref_open", "ref_close", "box_open", "box_close"), map(re.escape, family.box_text.tags), strict=False)
-    return _ENVIRONMENT.get_template(f"boxes_{family.box_text.form}.py.j2").render(facts)
+    form = family.box_text
+    order = ", ".join(("x0", "y0", "x1", "y1")[place] for place in form.order)
+    facts = {"rule": family.grid.inverse_description, "across": across, "down": down, "key": re.escape(form.key), "order": order}
+    if form.tags:
+        facts |= zip(("ref_open", "ref_close", "box_open", "box_close"), map(re.escape, form.tags), strict=True)
+    return _ENVIRONMENT.get_template(f"boxes_{form.form}.py.j2").render(facts)

@@ -129,11 +129,11 @@ def parse(reply: str, family: Family, resized_wh: tuple[int, int]) -> ParsedRepl
         prose = ["prose"] if _WORDY.search(outside) else ["layout"]
         if (strict := _strict(fenced, family)) is not None:
             return _of_strict(strict, repairs + prose, family, resized_wh)
-        found = find_loosely(fenced)
+        found = find_loosely(fenced, family.box_text)
         if found.boxes or found.has_empty:
             found.has_prose = found.has_prose or prose == ["prose"]
             return _of_loose(fenced, found, repairs, family, resized_wh)
-    return _of_loose(text, find_loosely(text), repairs, family, resized_wh)
+    return _of_loose(text, find_loosely(text, family.box_text), repairs, family, resized_wh)
 
 
 def to_original_px(boxes: FloatBoxes, grid: CoordinateGrid, size_wh: tuple[int, int], resized_wh: tuple[int, int]) -> FloatBoxes:

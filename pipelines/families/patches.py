@@ -28,6 +28,10 @@ class PixelLimits:
     min_pixels: int
     max_pixels: int
 
+    def lowered(self, max_pixels: npt.ArrayLike) -> tuple[npt.ArrayLike, npt.ArrayLike]:
+        """(lower, upper) limits as a resize rule takes them, for these upper ones: the lower is never above the upper."""
+        return np.minimum(self.min_pixels, max_pixels), max_pixels
+
 
 @dataclass(frozen=True)
 class ResizedSizes:
@@ -81,6 +85,9 @@ class ResizeRule(Protocol):
     def vision_config(self) -> Mapping[str, int]:
         """What the vision section of a base's config.json says where the base sees images of this rule."""
 
+    def pixels_for(self, num_tokens: IntColumn) -> IntColumn:
+        """The lowest upper limits in pixels that leave room for so many visual tokens."""
+
     def misfit(self, vision: Mapping[str, Any], title: str) -> Misfit | None:
         """Where the vision section of a base's config.json says otherwise; None where it fits. title: of the family."""
 
@@ -115,6 +122,9 @@ class SmartResize:
     @property
     def pixels_per_token(self) -> tuple[int, int]:
         return self.factor, self.factor
+
+    def pixels_for(self, num_tokens: IntColumn) -> IntColumn:
+        return num_tokens * self.factor**2
 
     @property
     def vision_config(self) -> Mapping[str, int]:
@@ -197,6 +207,9 @@ class SquareResize:
     @property
     def published_limits(self) -> PixelLimits:
         return PixelLimits(self.side * self.side, self.side * self.side)
+
+    def pixels_for(self, num_tokens: IntColumn) -> IntColumn:
+        return num_tokens * self.patch**2
 
     @property
     def vision_config(self) -> Mapping[str, int]:

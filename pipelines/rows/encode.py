@@ -56,7 +56,7 @@ class Sized:
 
 def resize_all(references: References, frame: Frame, max_pixels: IntColumn) -> Sized:
     """`max_pixels`: (M,) upper limit of each image, which a shrunk image has lower than the others."""
-    sizes = frame.family.resize(references.width, references.height, np.minimum(frame.limits.min_pixels, max_pixels), max_pixels)
+    sizes = frame.family.resize(references.width, references.height, *frame.limits.lowered(max_pixels))
     return Sized(
         sizes=sizes,
         size_wh=np.stack([references.width, references.height], axis=1),

@@ -95,6 +95,19 @@ def test_every_normalisation_has_its_numbers() -> None:
     assert {family.image_normalisation for family in FAMILIES.values()} == set(get_args(Normalisation))
 
 
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen3_vl"])
+def test_the_pixels_for_a_number_of_tokens_give_no_more(name: str) -> None:
+    resize, tokens = FAMILIES[name].resize, np.arange(1, 40)
+    sizes = resize(1000, 1000, *resize.published_limits.lowered(resize.pixels_for(tokens)))
+    assert (sizes.visual_tokens <= tokens).all()
+    assert (sizes.visual_tokens == tokens)[np.sqrt(tokens) % 1 == 0].all()
+
+
+def test_a_lowered_upper_limit_takes_the_lower_one_with_it() -> None:
+    low, high = FAMILIES["qwen2_vl"].resize.published_limits.lowered(np.array([784, 3136, 10_000]))
+    assert (np.asarray(low).tolist(), np.asarray(high).tolist()) == ([784, 3136, 3136], [784, 3136, 10_000])
+
+
 # ---- a family with a key and an order of its own
 
 

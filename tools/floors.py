@@ -9,12 +9,13 @@ Prints each floor's folders in the order in which data flows through them, and w
 
 Fails (exit code 1) on an import that points up or at tests/, on a circle of files or of folders, on a sibling that visits a sibling (reader
 to reader, family to family), on torch below the first floor, on an import that is not by the installed name (`boxcar.train`, not `train`),
-and on an `__init__.py` that is not empty. Reads the source, imports nothing.
+on an `__init__.py` that is not empty, and on code outside pipelines/families that asks which family it has: it imports a family's file or a
+concrete rule, or compares with a family's name. Reads the source, imports nothing.
 """
 
 import ast
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 PACKAGE = "boxcar"
@@ -31,6 +32,16 @@ NO_TORCH = ("schemas", "pipelines")
 TORCH = {"torch", "transformers", "peft", "deepspeed", "accelerate"}
 TORCH_DOORS = {"pipelines.tokens.tokenizer": {"transformers"}}
 """Where a heavy package may be imported, late and only when asked for: transformers converts a sentencepiece tokenizer."""
+
+FAMILIES = "pipelines.families"
+OPEN_TO_ALL: dict[str, set[str] | None] = {
+    "family": None,
+    "catalog": None,
+    "prompts": None,
+    "box_text": {"BoxForm", "BoxText", "CoordinateGrid", "FloatBoxes", "IntBoxes", "Numbers", "TextBox", "XYXY", "as_xyxy", "render"},
+    "patches": {"BoolColumn", "IntColumn", "Misfit", "PixelLimits", "ResizeRule", "ResizedSizes"},
+}
+"""What may be imported from the families by others: files, and of them these names, or all. The rest is how one family or a few do it."""
 
 
 def module_name(path: Path, root: Path) -> str:
@@ -87,6 +98,7 @@ def problems(root: Path) -> list[str]:
             if floor in NO_TORCH and target_floor in TORCH - TORCH_DOORS.get(name, set()):
                 found.append(f"{name} imports {target}: no torch below the first floor")
         found += _visits(name, targets)
+    found += questions(root)
     found += [f"a circle: {' -> '.join(circle)}" for circle in circles(arrows)]
     found += [f"a circle of folders: {' -> '.join(circle)}" for circle in circles(folders(arrows))]
     for floor in FLOORS:
@@ -101,6 +113,71 @@ def _visits(name: str, targets: set[str]) -> list[str]:
         return []
     siblings = (target for target in sorted(targets) if target.rpartition(".")[0] == folder)
     return [f"{name} imports {target}: a sibling" for target in siblings if target.rpartition(".")[2] not in SIBLINGS[folder] - {"catalog"}]
+
+
+def questions(root: Path) -> list[str]:
+    """Where code outside pipelines/families asks which family it has, instead of asking the family."""
+    catalog = root.joinpath(*FAMILIES.split("."), "catalog.py")
+    names = {key for node in _nodes(catalog) if isinstance(node, ast.Dict) for key in _texts(node.keys, {})} if catalog.is_file() else set()
+    found = []
+    for path in (path for floor in FLOORS for path in sorted((root / floor).rglob("*.py"))):
+        name = module_name(path, root)
+        if name.startswith(f"{FAMILIES}."):
+            continue
+        for imported in imports_of(path, name):
+            if _is_closed(imported.removeprefix(f"{PACKAGE}.")):
+                found.append(f"{name} imports {imported.removeprefix(f'{PACKAGE}.')}: let the family answer (pipelines/families/family.py)")
+        for line, text in sorted(_compared_texts(path)):
+            if text in names:
+                found.append(f"{name}, line {line}, compares with {text!r}: let the family answer (pipelines/families/family.py)")
+    return found
+
+
+def _is_closed(imported: str) -> bool:
+    """Whether only the families may import this."""
+    if imported != FAMILIES and not imported.startswith(f"{FAMILIES}."):
+        return False
+    file, _, name = imported.removeprefix(FAMILIES).lstrip(".").partition(".")
+    if file not in OPEN_TO_ALL:
+        return True
+    open_names = OPEN_TO_ALL[file]
+    return open_names is not None and name not in open_names
+
+
+def _nodes(path: Path) -> list[ast.AST]:
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))))
+
+
+def _compared_texts(path: Path) -> Iterator[tuple[int, str]]:
+    """(line, literal text) of comparisons, cases of a match and keys of a dict, also where the file calls the literal by a name."""
+    nodes = _nodes(path)
+    named: dict[str, ast.expr] = {}
+    for node in nodes:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named |= {target.id: node.value for target in targets if isinstance(target, ast.Name) and target.id.isupper()}
+    for node in nodes:
+        compared: Sequence[ast.expr | None] = ()
+        if isinstance(node, ast.Compare):
+            compared = [node.left, *node.comparators]
+        elif isinstance(node, ast.MatchValue):
+            compared = [node.value]
+        elif isinstance(node, ast.Dict):
+            compared = node.keys
+        for one in compared:
+            if one is not None:
+                yield from ((one.lineno, text) for text in _texts([one], named))
+
+
+def _texts(expressions: Sequence[ast.expr | None], named: Mapping[str, ast.expr]) -> Iterator[str]:
+    """Literal texts, those in literal tuples, lists and sets, and those that a constant of the file stands for."""
+    for one in expressions:
+        if isinstance(one, ast.Constant) and isinstance(one.value, str):
+            yield one.value
+        elif isinstance(one, ast.Tuple | ast.List | ast.Set):
+            yield from _texts(one.elts, {})
+        elif isinstance(one, ast.Name) and one.id in named:
+            yield from _texts([named[one.id]], {})
 
 
 def folders(arrows: dict[str, set[str]]) -> dict[str, set[str]]:

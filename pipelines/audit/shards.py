@@ -180,10 +180,10 @@ class _Chunk:
         usual = resize(sizes_wh[:, 0], sizes_wh[:, 1], limits.min_pixels, limits.max_pixels)
         own = np.zeros(len(sizes_wh), np.int64)
         for image in np.flatnonzero((usual.width != resized_wh[:, 0]) | (usual.height != resized_wh[:, 1])).tolist():
-            token = resize.pixels_per_token[0] * resize.pixels_per_token[1]
-            steps = np.arange(1, limits.max_pixels // token + 1) * token
+            token = int(resize.pixels_for(np.array(1)))
+            steps = np.arange(token, limits.max_pixels + 1, token)
             width, height = sizes_wh[image].tolist()
-            sizes = resize(width, height, np.minimum(limits.min_pixels, steps), steps)
+            sizes = resize(width, height, *limits.lowered(steps))
             fitting = steps[(sizes.width == resized_wh[image, 0]) & (sizes.height == resized_wh[image, 1])]
             if not len(fitting):
                 raise ValueError(f"an image of {sizes_wh[image].tolist()} px stands as {resized_wh[image].tolist()}, which no limit gives")

@@ -112,7 +112,7 @@ def resize(things: Things, family: Family, limits: PixelLimits, max_pixels: IntC
     """(M,) what the family makes of each image, as conversion asks it."""
     high: Any = limits.max_pixels if max_pixels is None else max_pixels
     high = np.where(things.own_limits > 0, np.minimum(things.own_limits, high), high)
-    return family.resize(things.sizes_wh[:, 0], things.sizes_wh[:, 1], np.minimum(limits.min_pixels, high), high)
+    return family.resize(things.sizes_wh[:, 0], things.sizes_wh[:, 1], *limits.lowered(high))
 
 
 def quantised(things: Things, grammar: Grammar, sizes: ResizedSizes) -> tuple[IntColumn, IntColumn, IntColumn]:

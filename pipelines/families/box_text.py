@@ -12,7 +12,8 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +56,14 @@ class CoordinateGrid(Protocol):
 
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         """The largest values across and down that name a place in an image of this resized size; the smallest are 0."""
+
+    @property
+    def needs_resized_size(self) -> bool:
+        """True: values are right only for the size that the image was resized to. False: at every size."""
+
+    @property
+    def px_expressions(self) -> tuple[str, str]:
+        """`dequantise` as Python, before clipping: of `x` by width and resized_width, of `y` by height and resized_height."""
 
 
 def _corners(boxes: npt.NDArray[np.number]) -> npt.NDArray[np.float64]:
@@ -106,6 +115,15 @@ class ThousandthGrid:
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         return (1000, 1000) if self.rounding == "round" else (999, 999)
 
+    @property
+    def needs_resized_size(self) -> bool:
+        return False
+
+    @property
+    def px_expressions(self) -> tuple[str, str]:
+        x, y = ("x", "y") if self.rounding == "round" else ("(x + 0.5)", "(y + 0.5)")
+        return f"{x} * width / 1000", f"{y} * height / 1000"
+
 
 @dataclass(frozen=True)
 class ResizedPixelGrid:
@@ -113,6 +131,8 @@ class ResizedPixelGrid:
 
     description: str = "round(x * (resized_width / width)), 0..resized_width - 1"
     inverse_description: str = "v * width / resized_width (heights for y), resized as the family's rule and these pixel limits say"
+    needs_resized_size: bool = True
+    px_expressions: tuple[str, str] = ("x * width / resized_width", "y * height / resized_height")
 
     def quantise(self, boxes_px: FloatBoxes, size_wh: IntBoxes, resized_wh: IntBoxes) -> IntBoxes:
         resized = _both(resized_wh)
@@ -130,6 +150,9 @@ class ResizedPixelGrid:
         return resized_wh
 
 
+Numbers = tuple[int, int, int, int]
+"""Four of a box, or of 0 to 3 for x0, y0, x1, y1."""
+XYXY: Numbers = (0, 1, 2, 3)
 BoxForm = Literal["json", "tags", "list"]
 """json: objects with a key for the box. tags: (x0,y0),(x1,y1) between two tags. list: [[x0,y0,x1,y1]]."""
 
@@ -142,8 +165,16 @@ class BoxText(Protocol):
         """The shape of its boxes: what another family writes is told apart by it."""
 
     @property
+    def key(self) -> str:
+        """Key of a box's numbers in JSON; "" for other forms."""
+
+    @property
+    def order(self) -> Numbers:
+        """Which of x0, y0, x1, y1 (0 to 3) stands first, second, third and last in a box."""
+
+    @property
     def separators(self) -> tuple[str, str, str]:
-        """What stands between x0 and y0, y0 and x1, x1 and y1."""
+        """What stands between the first and second number of a box, the second and third, the third and last."""
 
     @property
     def number_format(self) -> str:
@@ -152,6 +183,19 @@ class BoxText(Protocol):
     @property
     def names_labels(self) -> bool:
         """Whether an answer about one label names it."""
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        """What opens and closes a label, then what opens and closes a box; () where these are no words of their own."""
+
+    @property
+    def box_pattern(self) -> str:
+        """Regular expression of one box in a text, without what names it or its label."""
+
+    @property
+    def label_pattern(self) -> str | None:
+        """Regular expression of one label in a text with all that marks it, the label as its group; None where nothing marks labels, or
+        they cannot be taken out of the text."""
 
     def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
         """The gap between a box of `previous` and a box of `following` in a whole answer; None: at the answer's start or end."""
@@ -166,23 +210,37 @@ class BoxText(Protocol):
         """The boxes written in this form anywhere in a text."""
 
 
-_JSON_OPEN = '```json\n[\n\t{"bbox_2d": ['
 _JSON_CLOSE = "}\n]\n```"
 _FENCED_LIST = re.compile(r"```json\n(\[\n\t.*\n\])\n```", re.DOTALL)
 _NUMBER = "([0-9]{1,9})"
 """Longer numbers are no coordinates, and Python refuses to read very long ones."""
 _JSON_STRING = r'"(?>(?:[^"\\\x00-\x1f]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*)"'
-_JSON_BOX = re.compile(rf'\{{"bbox_2d": \[{", ".join([_NUMBER] * 4)}\](?:, "label": ({_JSON_STRING}))?\}}')
 
 
 @dataclass(frozen=True)
 class JsonBoxText:
     """A fenced JSON list of {"bbox_2d": [x0, y0, x1, y1], "label": "..."} (Qwen2.5-VL, Qwen3-VL). Absent: an empty list."""
 
+    key: str = "bbox_2d"
+    order: Numbers = XYXY
     form: BoxForm = "json"
     separators: tuple[str, str, str] = (", ", ", ", ", ")
     number_format: str = "%d"
     names_labels: bool = True
+    tags: tuple[str, ...] = ()
+    label_pattern: str | None = None
+
+    @property
+    def box_pattern(self) -> str:
+        return rf'(?<="{re.escape(self.key)}": )\[{", ".join(["[0-9]+"] * 4)}\]'
+
+    @property
+    def _open(self) -> str:
+        return f'{{"{self.key}": ['
+
+    @cached_property
+    def _box(self) -> re.Pattern[str]:
+        return re.compile(rf'{re.escape(self._open)}{", ".join([_NUMBER] * 4)}\](?:, "label": ({_JSON_STRING}))?\}}')
 
     @staticmethod
     def _label(label: str) -> str:
@@ -190,13 +248,13 @@ class JsonBoxText:
 
     def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
         if previous is None:
-            return _JSON_OPEN
+            return f"```json\n[\n\t{self._open}"
         closed = f'], "label": {self._label(previous)}'
-        return closed + (_JSON_CLOSE if following is None else '},\n\t{"bbox_2d": [')
+        return closed + (_JSON_CLOSE if following is None else f"}},\n\t{self._open}")
 
     def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
         named = f', "label": {self._label(label)}' if label else ""
-        return ['{"bbox_2d": [', *[f']{named}}}, {{"bbox_2d": ['] * (num_boxes - 1), f"]{named}}}"]
+        return [self._open, *[f"]{named}}}, {self._open}"] * (num_boxes - 1), f"]{named}}}"]
 
     def parse_answer(self, text: str) -> list[TextBox] | None:
         if text == EMPTY_JSON_LIST:
@@ -208,28 +266,27 @@ class JsonBoxText:
             entries = json.loads(fenced[1])
         except (ValueError, RecursionError):  # a model that repeats "[" nests deeper than Python's stack
             return None
-        boxes = [_json_box(entry) for entry in entries]
+        boxes = [self._entry(entry) for entry in entries]
         return None if None in boxes else [box for box in boxes if box is not None]
+
+    def _entry(self, entry: object) -> TextBox | None:
+        if not isinstance(entry, dict) or set(entry) != {self.key, "label"}:
+            return None
+        values, label = entry[self.key], entry["label"]
+        if not (isinstance(label, str) and isinstance(values, list) and len(values) == 4):
+            return None
+        if not all(type(value) is int and abs(value) < 10**9 for value in values):
+            return None
+        return TextBox(as_xyxy(values, self.order), label)
 
     def find_boxes(self, text: str) -> list[TextBox]:
         return [
-            TextBox((int(m[1]), int(m[2]), int(m[3]), int(m[4])), json.loads(m[5]) if m[5] is not None else None)
-            for m in _JSON_BOX.finditer(text)
+            TextBox(as_xyxy([int(number) for number in m.groups()[:4]], self.order), json.loads(m[5]) if m[5] is not None else None)
+            for m in self._box.finditer(text)
         ]
 
 
 EMPTY_JSON_LIST = "```json\n[]\n```"
-
-
-def _json_box(entry: object) -> TextBox | None:
-    if not isinstance(entry, dict) or set(entry) != {"bbox_2d", "label"}:
-        return None
-    values, label = entry["bbox_2d"], entry["label"]
-    if not (isinstance(label, str) and isinstance(values, list) and len(values) == 4):
-        return None
-    if not all(type(value) is int and abs(value) < 10**9 for value in values):
-        return None
-    return TextBox((values[0], values[1], values[2], values[3]), label)
 
 
 @dataclass(frozen=True)
@@ -240,6 +297,8 @@ class TaggedBoxText:
     ref_close: str
     box_open: str
     box_close: str
+    key: str = ""
+    order: Numbers = XYXY
     form: BoxForm = "tags"
     separators: tuple[str, str, str] = (",", "),(", ",")
     number_format: str = "%d"
@@ -257,6 +316,19 @@ class TaggedBoxText:
     def inline_gaps(self, label: str, num_boxes: int) -> list[str]:
         named = self._ref(label) if label else ""
         return [f"{named}{self.box_open}(", *[f"){self.box_close}{self.box_open}("] * (num_boxes - 1), f"){self.box_close}"]
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.ref_open, self.ref_close, self.box_open, self.box_close
+
+    @property
+    def box_pattern(self) -> str:
+        number = "[0-9]+"
+        return rf"{re.escape(self.box_open)}\({number},{number}\),\({number},{number}\){re.escape(self.box_close)}"
+
+    @property
+    def label_pattern(self) -> str | None:
+        return f"{re.escape(self.ref_open)}(.*?){re.escape(self.ref_close)}"
 
     @property
     def _group(self) -> str:
@@ -293,10 +365,15 @@ _BRACKETS = re.compile(rf"\[\[({_THREE_DIGITS}(?>(?:;{_THREE_DIGITS})*))\]\]")
 class BracketBoxText:
     """[[x0,y0,x1,y1;x0,y0,x1,y1]], three digits each (CogVLM). A label stands before its brackets where an answer has several."""
 
+    key: str = ""
+    order: Numbers = XYXY
     form: BoxForm = "list"
     separators: tuple[str, str, str] = (",", ",", ",")
     number_format: str = "%03d"
     names_labels: bool = False
+    tags: tuple[str, ...] = ()
+    box_pattern: str = rf"(?:(?<=\[\[)|(?<=;)){_THREE_DIGITS}(?=;|\]\])"
+    label_pattern: str | None = None
 
     def answer_gap(self, previous: str | None, following: str | None, *, several_labels: bool) -> str:
         if previous is not None and previous == following:
@@ -338,6 +415,15 @@ def render(gaps: Sequence[str], values: Sequence[Sequence[int]], box_text: BoxTe
     first, second, third = box_text.separators
     pieces = [gaps[0]]
     for box, gap in zip(values, gaps[1:], strict=True):
-        x0, y0, x1, y1 = (box_text.number_format % value for value in box)
-        pieces += [x0, first, y0, second, x1, third, y1, gap]
+        one, two, three, four = (box_text.number_format % box[place] for place in box_text.order)
+        pieces += [one, first, two, second, three, third, four, gap]
     return "".join(pieces)
+
+
+_Value = TypeVar("_Value", int, float)
+
+
+def as_xyxy(numbers: Sequence[_Value], order: Numbers) -> tuple[_Value, _Value, _Value, _Value]:
+    """The four numbers of a box as they stand in a text -> x0, y0, x1, y1. order: of `BoxText`."""
+    x0, y0, x1, y1 = (numbers[order.index(place)] for place in range(4))
+    return x0, y0, x1, y1

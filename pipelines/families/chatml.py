@@ -5,7 +5,7 @@ r"""ChatML, as the Qwen families write it.
 
 from collections.abc import Callable
 
-from boxcar.pipelines.families.family import ChatTemplate, Network
+from boxcar.pipelines.families.family import Architecture, ChatTemplate, Network
 
 TURN_OPEN = "<|im_start|>user\n"
 ANSWER_OPEN = "<|im_end|>\n<|im_start|>assistant\n"
@@ -28,6 +28,7 @@ def chatml(default_system: str | None, image: Callable[[int], str], image_token:
         turn_close=TURN_CLOSE,
         image_token=image_token,
         special_tokens=("<|im_start|>", "<|im_end|>", *special_tokens),
+        reply_ends=("<|im_end|>", "<|endoftext|>", "<|im_start|>"),
     )
 
 
@@ -57,7 +58,7 @@ QWEN2_SPECIAL_IDS = {
 """The same in Qwen2-VL, Qwen2.5-VL and Qwen3-VL (transformers configs)."""
 
 
-def qwen2_network(model_type: str, *, vision_mlp: str, merger: str) -> Network:
+def qwen2_network(model_type: str, architecture: Architecture, *, vision_mlp: str, merger: str) -> Network:
     """The transformers modules of Qwen2-VL, Qwen2.5-VL and Qwen3-VL differ in the names of the vision MLP and of the merger's layers."""
     return Network(
         model_type=model_type,
@@ -74,4 +75,6 @@ def qwen2_network(model_type: str, *, vision_mlp: str, merger: str) -> Network:
         vision_module="model.visual",
         decoder_layers="model.language_model.layers",
         positions="mrope",
+        architecture=architecture,
+        image_input="patches",
     )

@@ -40,6 +40,8 @@ def _template(*, chat: bool) -> ChatTemplate:
         turn_close="</s>",
         image_token=_IMAGE_TOKEN,
         special_tokens=("<s>", "</s>", "<unk>"),
+        reply_ends=("</s>",),
+        reply_opens=("<s>",),
         question_prefix="Question: " if chat else "",
         question_suffix=" Answer:" if chat else "",
         extra_placeholders=2,

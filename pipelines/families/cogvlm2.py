@@ -12,6 +12,8 @@ No grounding checkpoint exists (maintainers, zai-org/CogVLM2#130, #45).
 Checked against modeling_cogvlm.py of cogvlm2-llama3-chat-19B; the tokenizer is Llama-3's.
 """
 
+from dataclasses import replace
+
 from boxcar.pipelines.families import prompts
 from boxcar.pipelines.families.box_text import BracketBoxText, ThousandthGrid
 from boxcar.pipelines.families.family import ChatTemplate, Family
@@ -43,6 +45,8 @@ FAMILY = Family(
         turn_close="<|end_of_text|>",
         image_token=_IMAGE_TOKEN,
         special_tokens=("<|begin_of_text|>", "<|end_of_text|>", _IMAGE_TOKEN),
+        reply_ends=("<|end_of_text|>", "<|eot_id|>"),
+        reply_opens=("<|begin_of_text|>",),
         question_prefix="Question: ",
         question_suffix=" Answer:",
         extra_placeholders=2,
@@ -52,7 +56,7 @@ FAMILY = Family(
     prompts=prompts.with_shared(prompts.BRACKET_GROUNDING),
     not_found=prompts.NOT_FOUND,
     max_sequence=8192,
-    network=NETWORK,
+    network=replace(NETWORK, architecture="grouped_visual_expert"),
     published_special_ids={"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, _IMAGE_TOKEN: 128002},
     notes="No grounding checkpoint was ever published: the box format is learned from scratch.",
 )

@@ -23,6 +23,18 @@ PositionRule = Literal["mrope", "shared_image", "sequential"]
 
 TokenKind = Literal["image", "text"]
 
+ImageInput = Literal["patches", "squares"]
+"""What a vision tower takes. patches: rows of patches grouped by merge window, and the grid of each image. squares: images of one size."""
+
+Architecture = Literal["full_tower", "windowed_tower", "deepstack", "resampler", "visual_expert", "grouped_visual_expert"]
+"""How a network is built, where weights are counted or a small one is made. full_tower: attention over the whole image (Qwen2-VL).
+windowed_tower: over windows, but for some layers (Qwen2.5-VL). deepstack: image features also go into early decoder layers (Qwen3-VL).
+resampler: a fixed number of queries read the image (Qwen-VL v1). visual_expert: decoder weights of their own for image tokens (CogVLM);
+grouped_visual_expert: these, with heads that share keys (CogVLM2)."""
+
+Normalisation = Literal["clip", "half"]
+"""clip: CLIP's mean and standard deviation. half: 0.5 and 0.5."""
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -48,6 +60,10 @@ class ChatTemplate:
     """The special token that stands once for each image in stored ids and is expanded when a row is loaded."""
     special_tokens: tuple[str, ...]
     """Every special token that the template and the box text write; a tokenizer without one of them does not fit."""
+    reply_ends: tuple[str, ...]
+    """Special tokens that end a reply, first the one that closes a turn: what a base writes after it is no part of the answer."""
+    reply_opens: tuple[str, ...] = ()
+    """Special tokens that a decoded reply may begin with."""
     question_prefix: str = ""
     question_suffix: str = ""
     extra_placeholders: int = 0
@@ -77,6 +93,8 @@ class Network:
     decoder_layers: str
     """Path of the list of decoder layers."""
     positions: PositionRule
+    architecture: Architecture
+    image_input: ImageInput
     experts: Mapping[TokenKind, str] = field(default_factory=dict)
     """Regular expression within the names of the decoder weights that only tokens of this kind pass; all others every token passes."""
     trains_frame: bool = False
@@ -106,10 +124,11 @@ class Family:
     network: Network
     published_special_ids: Mapping[str, int] = field(default_factory=dict)
     """Ids of special tokens in the published tokenizers, where known: a tokenizer that differs is reported by the audit, not refused."""
-    image_normalisation: str = "clip"
-    """"clip" (CLIP's mean and standard deviation) or "half" (0.5 and 0.5)."""
+    image_normalisation: Normalisation = "clip"
     tokenizer: str = ""
     """Hugging Face id of the tokenizer where the checkpoint does not hold it."""
+    llama_factory_template: str = ""
+    """LLaMA-Factory's name of its template; "" where it and ms-swift do not train this family as Boxcar does. ms-swift finds its own."""
     notes: str = ""
     """What a user should know before choosing this family."""
 

@@ -5,11 +5,14 @@ Checked against transformers 5.23.0 `models/qwen2_vl/image_processing_pil_qwen2_
 `tests/pipelines/families/`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from boxcar.schemas.errors import ConfigError
 
 IntColumn = npt.NDArray[np.int64]
 BoolColumn = npt.NDArray[np.bool_]
@@ -24,6 +27,10 @@ class PixelLimits:
 
     min_pixels: int
     max_pixels: int
+
+    def lowered(self, max_pixels: npt.ArrayLike) -> tuple[npt.ArrayLike, npt.ArrayLike]:
+        """(lower, upper) limits as a resize rule takes them, for these upper ones: the lower is never above the upper."""
+        return np.minimum(self.min_pixels, max_pixels), max_pixels
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,15 @@ class ResizedSizes:
     refused: BoolColumn
 
 
+@dataclass(frozen=True)
+class Misfit:
+    """Where a base sees other images than a resize rule makes, in the words of an error."""
+
+    found: str
+    expected: str
+    fix: str = ""
+
+
 class ResizeRule(Protocol):
     """How a family resizes an image, and what that costs."""
 
@@ -64,6 +80,19 @@ class ResizeRule(Protocol):
     @property
     def limits_matter(self) -> bool:
         """False for a family of one fixed size."""
+
+    @property
+    def vision_config(self) -> Mapping[str, int]:
+        """What the vision section of a base's config.json says where the base sees images of this rule."""
+
+    def pixels_for(self, num_tokens: IntColumn) -> IntColumn:
+        """The lowest upper limits in pixels that leave room for so many visual tokens."""
+
+    def misfit(self, vision: Mapping[str, Any], title: str) -> Misfit | None:
+        """Where the vision section of a base's config.json says otherwise; None where it fits. title: of the family."""
+
+    def limits(self, image_min_pixels: int | None, image_max_pixels: int | None, name: str) -> PixelLimits:
+        """The limits that were set, or the published ones where None. name: of the family. Raises ConfigError for what it cannot meet."""
 
     def __call__(self, width: npt.ArrayLike, height: npt.ArrayLike, min_pixels: npt.ArrayLike, max_pixels: npt.ArrayLike) -> ResizedSizes:
         """Sizes in pixels of upright images, (N,) each; limits (N,) or one for all."""
@@ -93,6 +122,34 @@ class SmartResize:
     @property
     def pixels_per_token(self) -> tuple[int, int]:
         return self.factor, self.factor
+
+    def pixels_for(self, num_tokens: IntColumn) -> IntColumn:
+        return num_tokens * self.factor**2
+
+    @property
+    def vision_config(self) -> Mapping[str, int]:
+        return {"patch_size": self.patch, "spatial_merge_size": self.merge}
+
+    def misfit(self, vision: Mapping[str, Any], title: str) -> Misfit | None:
+        patch, merge = (vision.get(key) for key in self.vision_config)
+        if (patch, merge) == (self.patch, self.merge):
+            return None
+        expected = f"{self.patch} px and {self.merge} x {self.merge}, as the shards were counted"
+        return Misfit(f"with patches of {patch} px merged {merge} x {merge}", expected)
+
+    def limits(self, image_min_pixels: int | None, image_max_pixels: int | None, name: str) -> PixelLimits:
+        low = self.published_limits.min_pixels if image_min_pixels is None else image_min_pixels
+        high = self.published_limits.max_pixels if image_max_pixels is None else image_max_pixels
+        if high < self.factor**2:
+            raise ConfigError("image_max_pixels", found=f"{high}", expected=f"at least {self.factor**2}, one visual token of {name}")
+        if low > high:
+            raise ConfigError(
+                "image_min_pixels",
+                found=f"{low}{' (the published limit)' if image_min_pixels is None else ''}",
+                expected=f"at most image_max_pixels, {high}",
+                fix="Set image_min_pixels as well.",
+            )
+        return PixelLimits(low, high)
 
     def __call__(self, width: npt.ArrayLike, height: npt.ArrayLike, min_pixels: npt.ArrayLike, max_pixels: npt.ArrayLike) -> ResizedSizes:
         w, h, low, high = (np.asarray(column, dtype=np.int64) for column in np.broadcast_arrays(width, height, min_pixels, max_pixels))
@@ -150,6 +207,27 @@ class SquareResize:
     @property
     def published_limits(self) -> PixelLimits:
         return PixelLimits(self.side * self.side, self.side * self.side)
+
+    def pixels_for(self, num_tokens: IntColumn) -> IntColumn:
+        return num_tokens * self.patch**2
+
+    @property
+    def vision_config(self) -> Mapping[str, int]:
+        return {"image_size": self.side}
+
+    def misfit(self, vision: Mapping[str, Any], title: str) -> Misfit | None:
+        side = vision.get("image_size")
+        if side == self.side:
+            return None
+        fix = f"Choose a base of {title}, or convert again for this one's family."
+        return Misfit(f"for images of {side} px", f"{self.side} px, as the shards were counted", fix)
+
+    def limits(self, image_min_pixels: int | None, image_max_pixels: int | None, name: str) -> PixelLimits:
+        for key, value in (("image_min_pixels", image_min_pixels), ("image_max_pixels", image_max_pixels)):
+            if value is not None:
+                expected = f"nothing: {name} resizes every image to one size ({self.description})"
+                raise ConfigError(key, found=f"{value}", expected=expected, fix="Remove the key.")
+        return self.published_limits
 
     def __call__(self, width: npt.ArrayLike, height: npt.ArrayLike, min_pixels: npt.ArrayLike, max_pixels: npt.ArrayLike) -> ResizedSizes:
         w, h = (np.asarray(column, dtype=np.int64) for column in np.broadcast_arrays(width, height))

@@ -33,7 +33,8 @@ FAMILY = Family(
     prompts=prompts.with_shared(prompts.JSON_GROUNDING),
     not_found={"en": EMPTY_JSON_LIST, "zh": EMPTY_JSON_LIST},
     max_sequence=128_000,
-    network=qwen2_network("qwen2_5_vl", vision_mlp="gate_proj|up_proj|down_proj", merger=r"merger\.mlp\.[02]"),
+    network=qwen2_network("qwen2_5_vl", "windowed_tower", vision_mlp="gate_proj|up_proj|down_proj", merger=r"merger\.mlp\.[02]"),
     published_special_ids=QWEN2_SPECIAL_IDS,
+    llama_factory_template="qwen2_vl",
     notes="Boxes are pixels of the resized image: keep image_min_pixels and image_max_pixels the same when serving.",
 )

@@ -46,6 +46,7 @@ FAMILY = Family(
     ),
     not_found=prompts.NOT_FOUND,
     max_sequence=32_768,
-    network=qwen2_network("qwen2_vl", vision_mlp="fc1|fc2", merger=r"merger\.mlp\.[02]"),
+    network=qwen2_network("qwen2_vl", "full_tower", vision_mlp="fc1|fc2", merger=r"merger\.mlp\.[02]"),
     published_special_ids=QWEN2_SPECIAL_IDS,
+    llama_factory_template="qwen2_vl",
 )

@@ -30,8 +30,11 @@ FAMILY = Family(
     prompts=prompts.with_shared(prompts.JSON_GROUNDING),
     not_found={"en": EMPTY_JSON_LIST, "zh": EMPTY_JSON_LIST},
     max_sequence=262_144,
-    network=qwen2_network("qwen3_vl", vision_mlp="linear_fc1|linear_fc2", merger=r"(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"),
+    network=qwen2_network(
+        "qwen3_vl", "deepstack", vision_mlp="linear_fc1|linear_fc2", merger=r"(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
+    ),
     published_special_ids=QWEN2_SPECIAL_IDS,
+    llama_factory_template="qwen3_vl_nothink",
     image_normalisation="half",
     notes="The Thinking checkpoints answer after a <think> block and are not covered by this template.",
 )

@@ -68,6 +68,8 @@ FAMILY = Family(
         vision_module="transformer.visual",
         decoder_layers="transformer.h",
         positions="sequential",
+        architecture="resampler",
+        image_input="squares",
         trains_frame=True,
     ),
     published_special_ids={

@@ -18,5 +18,7 @@ NETWORK = Network(
     vision_module="model.vision",
     decoder_layers="model.layers",
     positions="shared_image",
+    architecture="visual_expert",
+    image_input="squares",
     experts={"image": r"\.vision_(expert|mlp)", "text": r"\.language_(expert|mlp)"},
 )

@@ -56,7 +56,7 @@ class Sized:
 
 def resize_all(references: References, frame: Frame, max_pixels: IntColumn) -> Sized:
     """`max_pixels`: (M,) upper limit of each image, which a shrunk image has lower than the others."""
-    sizes = frame.family.resize(references.width, references.height, np.minimum(frame.limits.min_pixels, max_pixels), max_pixels)
+    sizes = frame.family.resize(references.width, references.height, *frame.limits.lowered(max_pixels))
     return Sized(
         sizes=sizes,
         size_wh=np.stack([references.width, references.height], axis=1),
@@ -126,7 +126,7 @@ def encode_drafts(drafts: Sequence[Draft], unit: UnitData, pieces: PieceTable) -
     """Ids, bytes, lengths and difficulty of every turn."""
     boxes, sized, family = unit.boxes, unit.sized, unit.frame.family
     values = family.grid.quantise(boxes.boxes, sized.size_wh[boxes.reference], sized.resized_wh[boxes.reference])
-    number_codes = pieces.intern_numbers(values, family.box_text.number_format)
+    number_codes = pieces.intern_numbers(values, family.box_text.number_format)[:, family.box_text.order]
     separators = pieces.intern_separators(family.box_text.separators)
     pieces.encode_pending()
     turns = [turn for draft in drafts for turn in draft.turns]

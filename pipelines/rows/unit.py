@@ -314,8 +314,8 @@ def smaller_limits(
 def _limit_for(width: int, height: int, quota: int, resize: ResizeRule, limits: PixelLimits) -> int:
     """The highest pixel limit under which an image takes at most `quota` tokens. A limit of just as many pixels may not do: the rule
     rounds each side by itself, and upwards where the lower limit is near."""
-    steps = np.arange(1, max(quota, 1) + 1) * resize.pixels_per_token[0] * resize.pixels_per_token[1]
-    sizes = resize(width, height, np.minimum(limits.min_pixels, steps), steps)
+    steps = resize.pixels_for(np.arange(1, max(quota, 1) + 1))
+    sizes = resize(width, height, *limits.lowered(steps))
     fitting = steps[sizes.visual_tokens <= quota]
     return int(fitting[-1] if len(fitting) else steps[0])
 

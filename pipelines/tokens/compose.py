@@ -75,7 +75,7 @@ class ComposedTexts:
 
 
 def compose(texts: Sequence[TextSpec], number_codes: npt.NDArray[np.int64], separators: Sequence[int], pieces: PieceTable) -> ComposedTexts:
-    """`number_codes`: (num_boxes, 4), the piece codes of every box of the unit. All pieces must be encoded."""
+    """`number_codes`: (num_boxes, 4), the piece codes of every box of the unit, in the order of the text. All pieces must be encoded."""
     num_boxes = np.fromiter((len(text.boxes) for text in texts), np.int64, len(texts))
     total_boxes = int(num_boxes.sum())
     gaps = np.fromiter(chain.from_iterable([text.gaps for text in texts]), np.int64, total_boxes + len(texts))

@@ -129,29 +129,4 @@ def _by_language(questions: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
 
 def resolve_limits(family: Family, image_min_pixels: int | None, image_max_pixels: int | None) -> PixelLimits:
     """The workflow's pixel limits, or the published ones. Raises ConfigError where the family cannot meet them."""
-    published = family.resize.published_limits
-    if not family.resize.limits_matter:
-        for name, value in (("image_min_pixels", image_min_pixels), ("image_max_pixels", image_max_pixels)):
-            if value is not None:
-                raise ConfigError(
-                    name,
-                    found=f"{value}",
-                    expected=f"nothing: {family.name} resizes every image to one size ({family.resize.description})",
-                    fix="Remove the key.",
-                )
-        return published
-    low = published.min_pixels if image_min_pixels is None else image_min_pixels
-    high = published.max_pixels if image_max_pixels is None else image_max_pixels
-    token_width, token_height = family.resize.pixels_per_token
-    if high < token_width * token_height:
-        raise ConfigError(
-            "image_max_pixels", found=f"{high}", expected=f"at least {token_width * token_height}, one visual token of {family.name}"
-        )
-    if low > high:
-        raise ConfigError(
-            "image_min_pixels",
-            found=f"{low}{' (the published limit)' if image_min_pixels is None else ''}",
-            expected=f"at most image_max_pixels, {high}",
-            fix="Set image_min_pixels as well.",
-        )
-    return PixelLimits(low, high)
+    return family.resize.limits(image_min_pixels, image_max_pixels, family.name)

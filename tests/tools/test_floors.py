@@ -103,6 +103,55 @@ def test_a_fault_is_named(tmp_path: Path, room: str, source: str, fault: str) ->
     assert any(fault in line for line in found), found
 
 
+FAMILIES = {
+    "pipelines__families__catalog": (
+        "from boxcar.pipelines.families import red, blue\nFAMILIES = {'red_vl': red.FAMILY, 'blue_vl': blue.FAMILY}\n"
+    ),
+    "pipelines__families__red": "from boxcar.pipelines.families.patches import PixelLimits, RedResize\n",
+    "pipelines__families__blue": "",
+    "pipelines__families__patches": "",
+}
+
+
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        pytest.param("from boxcar.pipelines.families.patches import RedResize\n", "imports pipelines.families.patches.Red", id="rule"),
+        pytest.param("def f():\n  from boxcar.pipelines.families.patches import PixelLimits, RedResize\n", "RedResize", id="rule, late"),
+        pytest.param("from boxcar.pipelines.families import patches\n", "imports pipelines.families.patches: let", id="a file of rules"),
+        pytest.param("from boxcar.pipelines.families.patches import *\n", "imports pipelines.families.patches.*: let", id="every rule"),
+        pytest.param("from boxcar.pipelines.families.red import FAMILY\n", "imports pipelines.families.red.FAMILY", id="one family"),
+        pytest.param("from boxcar.pipelines.families import red\n", "imports pipelines.families.red: let", id="one family's file"),
+        pytest.param("from boxcar.pipelines import families\n", "imports pipelines.families: let", id="the folder"),
+        pytest.param("def f(name):\n  return name == 'red_vl'\n", "loop, line 2, compares with 'red_vl'", id="equal"),
+        pytest.param("def f(family):\n  return 'blue_vl' != family.name\n", "'blue_vl'", id="not equal"),
+        pytest.param("def f(name):\n  return name in ('x', 'blue_vl')\n", "'blue_vl'", id="one of"),
+        pytest.param("NAMES = {'x', 'blue_vl'}\ndef f(name):\n  return name in NAMES\n", "line 3, compares with 'blue_vl'", id="constant"),
+        pytest.param("def f(name):\n  match name:\n    case 'x' | 'red_vl':\n      return 1\n", "line 3, compares with", id="match"),
+        pytest.param("_SIZES = {'x': 1, 'red_vl': 2}\n", "line 1, compares with 'red_vl'", id="key of a dict"),
+    ],
+)
+def test_a_question_who_a_family_is_is_named(tmp_path: Path, source: str, fault: str) -> None:
+    found = problems(build(tmp_path, **FAMILIES, train__loop=source))
+    assert len(found) == 1
+    assert fault in found[0]
+    assert found[0].endswith(": let the family answer (pipelines/families/family.py)")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        pytest.param("from boxcar.pipelines.families.patches import PixelLimits, ResizeRule\n", id="an interface"),
+        pytest.param("from boxcar.pipelines.families.catalog import FAMILIES\nFAMILIES['red_vl']\n", id="a choice"),
+        pytest.param("DEFAULT = 'red_vl'\ndef f(name='red_vl'):\n  return {'family': name}\n", id="a default"),
+        pytest.param("def f(name):\n  return name == 'green_vl'\n", id="no family"),
+        pytest.param("def f(name):\n  'red_vl'\n  return g(family='red_vl')\n", id="an argument"),
+    ],
+)
+def test_a_family_may_be_chosen_and_its_interface_used(tmp_path: Path, source: str) -> None:
+    assert problems(build(tmp_path, **FAMILIES, train__loop=source)) == []
+
+
 def test_an_init_that_is_not_empty_is_named(tmp_path: Path) -> None:
     (build(tmp_path) / "pipelines" / "readers" / "__init__.py").write_text("from boxcar.pipelines.readers.reader import Reader\n")
     assert problems(tmp_path) == ["pipelines/readers/__init__.py is not empty: import a name from the file that owns it"]

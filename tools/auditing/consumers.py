@@ -18,7 +18,6 @@ from boxcar.pipelines.audit.consumers import (
 )
 from boxcar.pipelines.audit.what_if import number_tokens
 from boxcar.pipelines.boxes import geometry
-from boxcar.pipelines.families.box_text import ResizedPixelGrid
 from boxcar.pipelines.families.patches import ResizedSizes
 from boxcar.pipelines.ragged import offsets_of
 from boxcar.schemas.errors import ConfigError
@@ -119,7 +118,7 @@ def _add(tally: _Tally, things: Things, texts: Texts, frame: FamilyFrame, rule: 
     tally.drop += tally.note("would be dropped", np.flatnonzero(drop), things, texts)
     tally.question += tally.note("lose part of a question", np.flatnonzero(question), things, texts)
     tally.answer += tally.note("lose answers", np.flatnonzero(answer), things, texts)
-    if isinstance(frame.frame.family.grid, ResizedPixelGrid):
+    if frame.frame.family.grid.needs_resized_size:
         _boxes(tally, things, sizes)
 
 

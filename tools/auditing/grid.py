@@ -101,9 +101,7 @@ def plan_grid(
         for high in pixels:
             limits.setdefault(high, resolve_limits(family, min_pixels, high))
     else:
-        token = family.resize.pixels_per_token[0] * family.resize.pixels_per_token[1]
-        for count in TOKENS_AN_IMAGE:
-            high = count * token
+        for high in family.resize.pixels_for(np.array(TOKENS_AN_IMAGE)).tolist():
             if high >= own_limits.min_pixels:
                 limits.setdefault(high, resolve_limits(family, min_pixels, high))
             if high >= largest_area:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from boxcar.pipelines.families.patches import SmartResize
+from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.pipelines.tokens.frame import Frame
 from boxcar.schemas.errors import ConfigError
 from boxcar.tools.exporting.export_files import ImageFile, ImageFiles
@@ -64,18 +64,14 @@ def questions_with_images(job: Job, row: Row, texts: list[str]) -> list[str]:
     return ["".join("<image>" if part is None else part for part in parts) for parts in question_parts(job.frame.family, row, texts)]
 
 
-TEMPLATES = {"qwen2_vl": "qwen2_vl", "qwen2_5_vl": "qwen2_vl", "qwen3_vl": "qwen3_vl_nothink"}
-"""LLaMA-Factory's name of the template of each `model_type`; ms-swift finds its own from the model."""
-
-
-def require_known_resize(job: Job, program: str) -> SmartResize:
-    """The family's resize, which is one that both programs know. Raises ConfigError for other families."""
+def require_known_family(job: Job, program: str) -> None:
+    """Raises ConfigError where LLaMA-Factory and ms-swift do not train the shards' family as Boxcar does."""
     family = job.frame.family
-    if family.network.model_type not in TEMPLATES or not isinstance(family.resize, SmartResize):
+    if not family.llama_factory_template:
+        known = dict.fromkeys(one.network.model_type for one in FAMILIES.values() if one.llama_factory_template)
         raise ConfigError(
             "--to",
             found=f"{program} for shards of {family.title}",
-            expected=f"shards of a family that it trains as Boxcar does: {', '.join(TEMPLATES)}",
+            expected=f"shards of a family that it trains as Boxcar does: {', '.join(known)}",
             fix="Convert for one of them, or export COCO.",
         )
-    return family.resize

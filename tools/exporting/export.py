@@ -13,7 +13,6 @@ from rich.console import Console
 from rich.text import Text
 
 from boxcar.pipelines import storage
-from boxcar.pipelines.families.box_text import ResizedPixelGrid, TaggedBoxText
 from boxcar.pipelines.families.family import Family
 from boxcar.tools.exporting.export_files import require_empty
 from boxcar.tools.plain import visible
@@ -85,7 +84,7 @@ def readme(exported: Exported, folder: Path, out: Path, base: str) -> str:
         "contract": contract,
         "processor": exported.processor,
         "notes": exported.notes,
-        "absolute": isinstance(frame.family.grid, ResizedPixelGrid),
+        "absolute": frame.family.grid.needs_resized_size,
         "version": transformers.__version__,
         "prompts": [
             (task, [text.replace("|", "\\|") for texts in by_language.values() for text in texts[:_NUM_SHOWN_QUESTIONS]])
@@ -124,13 +123,10 @@ def _question(exported: Exported) -> str:
 
 def _reading(family: Family) -> str:
     """Code that takes a reply's boxes to pixels of the original, by the family's grid and form of text."""
-    if isinstance(family.grid, ResizedPixelGrid):
-        across, down = "width / resized_width", "height / resized_height"
-    else:
-        across, down = "width / 1000", "height / 1000"
-    facts = {"rule": family.grid.inverse_description, "across": across, "down": down}
+    across, down = family.grid.px_expressions
     form = family.box_text
-    if isinstance(form, TaggedBoxText):
-        facts |= {name: re.escape(getattr(form, name)) for name in ("ref_open", "ref_close", "box_open", "box_close")}
-        return _ENVIRONMENT.get_template("boxes_tags.py.j2").render(facts)
-    return _ENVIRONMENT.get_template("boxes_json.py.j2").render(facts)
+    order = ", ".join(("x0", "y0", "x1", "y1")[place] for place in form.order)
+    facts = {"rule": family.grid.inverse_description, "across": across, "down": down, "key": re.escape(form.key), "order": order}
+    if form.tags:
+        facts |= zip(("ref_open", "ref_close", "box_open", "box_close"), map(re.escape, form.tags), strict=True)
+    return _ENVIRONMENT.get_template(f"boxes_{form.form}.py.j2").render(facts)

@@ -10,9 +10,8 @@ Checked against LLaMA-Factory src/llamafactory/data/mm_plugin.py (2025).
 import math
 from typing import Any
 
-from boxcar.pipelines.families.box_text import ResizedPixelGrid
-from boxcar.pipelines.families.patches import PixelLimits, SmartResize
-from boxcar.tools.exporting.conversation import TEMPLATES, Job, questions_with_images, require_known_resize, usable_turns
+from boxcar.pipelines.families.patches import PixelLimits, ResizeRule
+from boxcar.tools.exporting.conversation import Job, questions_with_images, require_known_family, usable_turns
 from boxcar.train.data.messages import system_prompt
 
 LEAST_SIDE_PX = 28
@@ -48,7 +47,7 @@ LLaMA-Factory's own rounding.
 """.lstrip()
 
 
-def llama_factory_size(size_wh: tuple[int, int], limits: PixelLimits, resize: SmartResize) -> tuple[int, int]:
+def llama_factory_size(size_wh: tuple[int, int], limits: PixelLimits, resize: ResizeRule) -> tuple[int, int]:
     """(width, height) that the model sees there: mm_plugin's own resize under image_max_pixels and image_min_pixels, then the processor's
     under the limits of the published checkpoint."""
     width, height = size_wh
@@ -70,8 +69,9 @@ def llama_factory_size(size_wh: tuple[int, int], limits: PixelLimits, resize: Sm
 
 
 def write_llama_factory(job: Job) -> str:
-    resize, limits = require_known_resize(job, "llama-factory"), job.frame.limits
-    absolute = isinstance(job.frame.family.grid, ResizedPixelGrid)
+    require_known_family(job, "llama-factory")
+    family, limits = job.frame.family, job.frame.limits
+    resize, absolute = family.resize, family.grid.needs_resized_size
     conversations = []
     num_resized = 0
     for row in job.rows():
@@ -109,14 +109,13 @@ def write_llama_factory(job: Job) -> str:
     }
     job.write("data.json", conversations)
     job.write("dataset_info.json", {"boxcar": {"file_name": "data.json", "formatting": "sharegpt", "columns": columns, "tags": tags}})
-    family = job.frame.family
     limits_text = (
         f" (box_space_family: {family.name}, box_space_min_pixels: {limits.min_pixels}, box_space_max_pixels: {limits.max_pixels})"
     )
     return _LLAMA_FACTORY_README.format(
         grid=family.grid.description,
         out=job.out.absolute(),
-        template=TEMPLATES[family.network.model_type],
+        template=family.llama_factory_template,
         max_pixels=limits.max_pixels,
         min_pixels=limits.min_pixels,
         frames=_ABSOLUTE_FRAMES.format(num=num_resized) if absolute else _RELATIVE_FRAMES,

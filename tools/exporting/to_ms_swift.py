@@ -5,12 +5,10 @@ Checked against ms-swift swift/llm/template/{base,template/qwen}.py (2025).
 
 import json
 import re
-from collections.abc import Callable
-from functools import partial
 from typing import Any
 
-from boxcar.pipelines.families.box_text import TaggedBoxText
-from boxcar.tools.exporting.conversation import Job, boxes_in_file, questions_with_images, require_known_resize, usable_turns
+from boxcar.pipelines.families.box_text import BoxText
+from boxcar.tools.exporting.conversation import Job, boxes_in_file, questions_with_images, require_known_family, usable_turns
 from boxcar.train.data.messages import system_prompt
 from boxcar.train.data.store import Row
 
@@ -38,16 +36,14 @@ _SWIFT_FORMS = {
     ),
     "tags": (", <ref-object> and <bbox>", "", "ms-swift's default form of <ref-object> and <bbox> are this family's own tags.", ""),
 }
-_JSON_BOX = re.compile(r'(?<="bbox_2d": )\[[0-9]+, [0-9]+, [0-9]+, [0-9]+\]')
 
 
 def write_ms_swift(job: Job) -> str:
-    require_known_resize(job, "ms-swift")
+    require_known_family(job, "ms-swift")
     box_text = job.frame.family.box_text
-    mark = partial(_mark_tags, box_text) if isinstance(box_text, TaggedBoxText) else _mark_json
     with (job.out / "data.jsonl").open("w", encoding="utf-8") as stream:
         for row in job.rows():
-            if (entry := _swift_row(job, row, mark)) is not None:
+            if (entry := _swift_row(job, row)) is not None:
                 stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
     marks, environment, form, reader = _SWIFT_FORMS[box_text.form]
     limits = job.frame.limits
@@ -62,29 +58,22 @@ def write_ms_swift(job: Job) -> str:
     )
 
 
-_Mark = Callable[[str], tuple[str, list[str], int]]
-"""Text -> text with marks, the labels of its <ref-object>, how many <bbox>."""
-
-
-def _mark_json(text: str) -> tuple[str, list[str], int]:
-    marked, num = _JSON_BOX.subn("<bbox>", text)
-    return marked, [], num
-
-
-def _mark_tags(form: TaggedBoxText, text: str) -> tuple[str, list[str], int]:
+def _marked(text: str, form: BoxText) -> tuple[str, list[str], int]:
+    """Text -> text with marks, the labels of its <ref-object>, how many <bbox>."""
+    marked, num = re.subn(form.box_pattern, "<bbox>", text)
     refs: list[str] = []
-    number = "[0-9]+"
-    box = rf"{re.escape(form.box_open)}\({number},{number}\),\({number},{number}\){re.escape(form.box_close)}"
-    marked, num = re.subn(box, "<bbox>", text)
 
     def keep(found: re.Match[str]) -> str:
         refs.append(found[1])
         return "<ref-object>"
 
-    return re.sub(f"{re.escape(form.ref_open)}(.*?){re.escape(form.ref_close)}", keep, marked, flags=re.DOTALL), refs, num
+    if form.label_pattern is not None:
+        marked = re.sub(form.label_pattern, keep, marked, flags=re.DOTALL)
+    return marked, refs, num
 
 
-def _swift_row(job: Job, row: Row, mark: _Mark) -> dict[str, Any] | None:
+def _swift_row(job: Job, row: Row) -> dict[str, Any] | None:
+    form = job.frame.family.box_text
     files = [job.files.find(image, row["folder"]) for image in row["images"]]
     messages: list[dict[str, str]] = []
     refs: list[str] = []
@@ -94,8 +83,8 @@ def _swift_row(job: Job, row: Row, mark: _Mark) -> dict[str, Any] | None:
         messages.append({"role": "system", "content": system})
     questions, answers = [], []
     for turn in usable_turns(job, row):
-        question, question_refs, num_asked = mark(turn["question"])
-        answer, answer_refs, num_answered = mark(turn["answer"])
+        question, question_refs, num_asked = _marked(turn["question"], form)
+        answer, answer_refs, num_answered = _marked(turn["answer"], form)
         several = turn["image_index"] < 0 and len(files) > 1 and turn["boxes"]
         if num_asked + num_answered != len(turn["boxes"]) or several:
             reason = "whose boxes lie in several images" if several else "whose text does not show its boxes one by one"

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from boxcar.pipelines import storage
-from boxcar.pipelines.families.box_text import ResizedPixelGrid
 from boxcar.tools.exporting.conversation import Job, boxes_in_file
 from boxcar.tools.exporting.export_files import ImageFile
 from boxcar.train.data.messages import question_parts, system_prompt
@@ -130,7 +129,7 @@ def write_parquet(job: Job) -> str:
         data_files=files.rstrip("\n"),
         images="bytes of the image files" if job.image_bytes else "paths of the image files",
         grid=family.grid.description,
-        warning=_ABSOLUTE if isinstance(family.grid, ResizedPixelGrid) else "",
+        warning=_ABSOLUTE if family.grid.needs_resized_size else "",
         title=family.title,
         min_pixels=limits.min_pixels,
         max_pixels=limits.max_pixels,

@@ -12,11 +12,10 @@ import numpy as np
 from PIL import Image, ImageDraw
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
-from boxcar.pipelines.families.catalog import FAMILIES
-from boxcar.pipelines.families.chatml import QWEN2_SPECIAL_IDS
+from boxcar.pipelines.families.catalog import FAMILIES, find_family
 from boxcar.pipelines.tokens.tokenizer import QWEN_SPLIT
 from boxcar.schemas.errors import ConfigError
-from boxcar.tools.quickstart.tiny_base import TINY_FAMILIES, write_tiny_base
+from boxcar.tools.quickstart.tiny_base import write_tiny_base
 
 COLOURS = {
     "red": (220, 50, 47),
@@ -30,6 +29,10 @@ SHAPES = ("circle", "square", "triangle", "diamond")
 BACKGROUNDS = ((245, 245, 240), (225, 232, 240), (240, 228, 220), (222, 236, 224))
 SIZES_WH = ((320, 240), (240, 320), (400, 300), (512, 288))
 VOCABULARY_SIZE = 800
+_SPECIAL_IDS = find_family("qwen2_5_vl").published_special_ids
+"""Special tokens of the tokenizer, with their ids in the published one."""
+_FAMILIES = {name: family for name, family in FAMILIES.items() if family.published_special_ids == _SPECIAL_IDS}
+"""Those that the tokenizer serves."""
 USUAL_FOLDER = Path("data/demo")
 """Where the workflow `demo` looks for it."""
 _INFO = {"description": "drawn by boxcar demo"}
@@ -78,7 +81,7 @@ def _write(folder: Path, num_images: int, seed: int) -> int:
     _write_json(folder / "captions.json", {"images": images, "annotations": captions})
     (folder / "tokenizer").mkdir(exist_ok=True)
     train_tokenizer().save(str(folder / "tokenizer" / "tokenizer.json"))
-    for family in TINY_FAMILIES:
+    for family in _FAMILIES:
         write_tiny_base(folder / f"base-{family}", family, str(folder / "tokenizer"))
     return len(annotations)
 
@@ -140,7 +143,7 @@ def train_tokenizer(corpus: Iterator[str] | None = None, vocabulary_size: int = 
     split = pre_tokenizers.Split(Regex(QWEN_SPLIT), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
-    specials = [AddedToken(token, special=True, normalized=False) for token in QWEN2_SPECIAL_IDS]
+    specials = [AddedToken(token, special=True, normalized=False) for token in _SPECIAL_IDS]
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary_size,
         show_progress=False,
@@ -154,8 +157,7 @@ def train_tokenizer(corpus: Iterator[str] | None = None, vocabulary_size: int = 
 def _corpus() -> Iterator[str]:
     yield from SHAPES
     yield from COLOURS
-    for name in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl"):
-        family = FAMILIES[name]
+    for family in _FAMILIES.values():
         yield from (prompt for bank in family.prompts.values() for prompts in bank.values() for prompt in prompts)
         yield from family.not_found.values()
         yield family.box_text.answer_gap(None, "circle", several_labels=False)

@@ -157,7 +157,7 @@ class Asker:
             np.array([[image[f"{kind}width"], image[f"{kind}height"]]] * len(boxes)).reshape(-1, 2) for kind in ("", "resized_")
         )
         values = family.grid.quantise(boxes, size_wh, resized_wh)
-        numbers = pieces.intern_numbers(values, family.box_text.number_format)
+        numbers = pieces.intern_numbers(values, family.box_text.number_format)[:, family.box_text.order]
         separators = pieces.intern_separators(family.box_text.separators)
         pieces.encode_pending()
         composed = compose([spec], numbers, separators, pieces)

@@ -106,13 +106,10 @@ def _on_the_left(batch: MicroBatch, pad_id: int) -> dict[str, torch.Tensor]:
 
 def _vision(base: Base, batch: MicroBatch, is_image: torch.Tensor) -> dict[str, torch.Tensor]:
     """is_image: (B, T) bool, the placeholders."""
+    images = {"pixel_values": pixels.images_of(batch, base.family, base.vision_dtype)}
     if base.native:
-        return {"pixel_values": pixels.square_images(batch, base.family, base.vision_dtype), "image_mask": is_image}
-    return {
-        "pixel_values": pixels.qwen_patches_of(batch, base.family, base.vision_dtype),
-        "image_grid_thw": batch.image_grid_thw,
-        "mm_token_type_ids": is_image.int(),
-    }
+        return images | {"image_mask": is_image}
+    return images | {"image_grid_thw": batch.image_grid_thw, "mm_token_type_ids": is_image.int()}
 
 
 def _stops(opened: Opened, stop: int) -> list[int]:

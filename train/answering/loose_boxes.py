@@ -18,19 +18,21 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal
 
+from boxcar.pipelines.families.box_text import BoxText, as_xyxy
 from boxcar.train.answering.loose_text import NUMBER, Item, LooseText, Mark, Member, Node, NodeKind, Prose, Ref, Text, read_loosely
 
 LooseForm = Literal["json", "tags", "list", "pairs", "untagged", "tuple"]
 Role = Literal["free", "box", "point", "name", "unknown"]
 """What a list of four is where it stands: free: a box, nothing says otherwise. name: a box, and its key is its label. unknown: none."""
 
-FIRST_KEY = "bbox_2d"
-BOX_KEYS = frozenset({FIRST_KEY, "bbox", "bboxes", "box", "boxes", "bbox2d", "bounding_box", "bounding_boxes"})
+USUAL_KEY = "bbox_2d"
+"""The one that counts as right in a reply of a family whose boxes are no JSON."""
+BOX_KEYS = frozenset({USUAL_KEY, "bbox", "bboxes", "box", "boxes", "bbox2d", "bounding_box", "bounding_boxes"})
 LABEL_KEYS = ("label", "name", "category", "class", "object", "phrase", "description", "text_content")
 POINT_KEYS = frozenset({"point_2d", "point", "points"})
 CORNER_KEYS = (("x1", "y1", "x2", "y2"), ("x0", "y0", "x1", "y1"), ("xmin", "ymin", "xmax", "ymax"), ("x_min", "y_min", "x_max", "y_max"))
 NO_NAMES = frozenset({"box_2d", "xywh", "bbox_xywh", "size", "image_size", "resolution", "color", "rgba"})
-"""Keys whose four numbers are something else; where box_2d is written, y stands before x."""
+"""Keys whose four numbers are something else, unless they are the family's own; where box_2d is written, y stands before x."""
 
 _FENCE = re.compile(r"```[A-Za-z0-9]*")
 _WORDY = re.compile(r"\w")
@@ -40,7 +42,7 @@ _NO_NUMBER = frozenset({"nan", "-nan", "inf", "-inf", "infinity", "-infinity", "
 
 @dataclass(slots=True)
 class LooseBox:
-    """Four finite numbers that a text marks as a box, in the order it gives them."""
+    """Four finite numbers that a text marks as a box: those of a list as x0, y0, x1, y1 by the family's order."""
 
     values: tuple[float, float, float, float]
     label: str | None
@@ -94,13 +96,16 @@ class _Place:
         return self.is_tagged or self.role == "box"
 
 
-def find_loosely(text: str) -> LooseBoxes:
-    """Boxes and points of any text; never raises, linear in its length."""
-    return _Finder(read_loosely(text)).find()
+def find_loosely(text: str, own: BoxText) -> LooseBoxes:
+    """Boxes and points of any text; never raises, linear in its length. own: the family's, for its key and the order of its numbers."""
+    return _Finder(read_loosely(text), own).find()
 
 
 class _Finder:
-    def __init__(self, read: LooseText, *, is_nested: bool = False) -> None:
+    def __init__(self, read: LooseText, own: BoxText, *, is_nested: bool = False) -> None:
+        self.own = own
+        self.key = own.key or USUAL_KEY
+        self.box_keys = BOX_KEYS | {self.key}
         self.is_nested = is_nested
         self.found = LooseBoxes(repairs=dict.fromkeys(read.repairs, 1), tags=read.tags)
         self.points: list[tuple[int, float, float, str | None]] = []
@@ -174,8 +179,9 @@ class _Finder:
                 self.found.note("dropped_incomplete")
         for group in groups:
             if len(group) == 4:
+                box = as_xyxy(group, self.own.order)
                 free: LooseForm = "tuple" if node.kind == "(" and place.kind == "root" else "list"
-                self._box(group, "tags" if inner.is_tagged else free if place.role == "free" else "json", inner, (node.start, node.stop))
+                self._box(box, "tags" if inner.is_tagged else free if place.role == "free" else "json", inner, (node.start, node.stop))
             elif inner.is_marked or (node.kind == "[" and len(group) > 2):
                 self.found.note("dropped_wrong_length")
         if any(isinstance(item, Text) for item in node.items):
@@ -252,16 +258,16 @@ class _Finder:
         for key, member in thing.members.items():
             if key in thing.named:
                 continue
-            role = thing.role_of(key)
+            role = thing.role_of(key, self.box_keys)
             place = thing.place(role, member.key if role == "name" else thing.label)
             if role == "box":
                 self._not_a_list(member, place, thing.node)
             self.todo.append((member.items, place))
         keys = thing.members.keys()
-        if has_corners or BOX_KEYS & keys:
-            if (thing.named and "label" not in thing.named) or (FIRST_KEY not in keys and not has_corners):
+        if has_corners or self.box_keys & keys:
+            if (thing.named and "label" not in thing.named) or (self.key not in keys and not has_corners):
                 self.found.note_once("other_key")
-            if keys - BOX_KEYS - thing.named - {name for names in CORNER_KEYS for name in names}:
+            if keys - self.box_keys - thing.named - {name for names in CORNER_KEYS for name in names}:
                 self.found.note_once("extra_keys")
 
     def _not_a_list(self, member: Member, place: _Place, node: Node) -> None:
@@ -273,7 +279,7 @@ class _Finder:
             and (node.is_complete or member is not node.members[-1])
         ):
             self.found.note_once("missing_bracket")
-            self._box(numbers, "json", place, (node.start, node.stop))
+            self._box(as_xyxy(numbers, self.own.order), "json", place, (node.start, node.stop))
         for item in member.items:
             if not isinstance(item, Text):
                 continue
@@ -282,7 +288,7 @@ class _Finder:
                 continue
             if self.is_nested:  # a string in a string in a string: the time would grow with the square of the length
                 continue
-            inside = _Finder(read_loosely(f"[{item.content}]"), is_nested=True).find()
+            inside = _Finder(read_loosely(f"[{item.content}]"), self.own, is_nested=True).find()
             self.found.tags |= inside.tags
             for box in inside.boxes:
                 self.found.note_once("quoted_box")
@@ -317,13 +323,13 @@ class _Object:
     def span(self) -> tuple[int, int]:
         return self.node.start, self.node.stop
 
-    def role_of(self, key: str) -> Role:
-        """What a list of four is under this key."""
-        if key in BOX_KEYS:
+    def role_of(self, key: str, box_keys: frozenset[str]) -> Role:
+        """What a list of four is under this key. box_keys: those that hold boxes."""
+        if key in box_keys:
             return "box"
         if key in POINT_KEYS:
             return "point"
-        is_described = bool(self.named or (BOX_KEYS | POINT_KEYS) & self.members.keys())
+        is_described = bool(self.named or (box_keys | POINT_KEYS) & self.members.keys())
         return "unknown" if is_described or key in NO_NAMES else "name"
 
     def place(self, role: Role, label: str | None) -> _Place:

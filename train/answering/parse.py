@@ -42,6 +42,7 @@ import numpy as np
 import numpy.typing as npt
 
 from boxcar.pipelines.families.box_text import CoordinateGrid, FloatBoxes
+from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.pipelines.families.family import Family
 from boxcar.train.answering.loose_boxes import LooseBox, LooseBoxes, find_loosely
 from boxcar.train.answering.loose_text import TAG
@@ -52,8 +53,11 @@ neither a box nor that."""
 
 _THOUGHT = re.compile(r"<(/?)think(?:ing)?>")
 _ANSWER = re.compile(r"<(/?)answer>")
-_TURN_END = re.compile(r"<\|im_end\|>|<\|endoftext\|>|<\|end_of_text\|>|<\|eot_id\|>|<\|im_start\|>|</s>")
-_TURN_START = re.compile(r"\A(?:\s|<s>|<\|begin_of_text\|>)+")
+# Of every family: a base may write what it wrote before it was trained for this one.
+_ENDS = dict.fromkeys(re.escape(token) for family in FAMILIES.values() for token in family.chat.reply_ends)
+_OPENS = dict.fromkeys(re.escape(token) for family in FAMILIES.values() for token in family.chat.reply_opens)
+_TURN_END = re.compile("|".join(_ENDS))
+_TURN_START = re.compile(rf"\A(?:\s|{'|'.join(_OPENS)})+")
 _WORDY = re.compile(r"\w")
 _BETWEEN_BOXES = " \t\r\n,;.:，；、。："
 _LONGEST_REFUSAL = 400
@@ -118,11 +122,11 @@ def parse(reply: str, family: Family, resized_wh: tuple[int, int]) -> ParsedRepl
         prose = ["prose"] if _WORDY.search(outside) else ["layout"]
         if (strict := _strict(fenced, family)) is not None:
             return _of_strict(strict, repairs + prose, family, resized_wh)
-        found = find_loosely(fenced)
+        found = find_loosely(fenced, family.box_text)
         if found.boxes or found.has_empty:
             found.has_prose = found.has_prose or prose == ["prose"]
             return _of_loose(fenced, found, repairs, family, resized_wh)
-    return _of_loose(text, find_loosely(text), repairs, family, resized_wh)
+    return _of_loose(text, find_loosely(text, family.box_text), repairs, family, resized_wh)
 
 
 def to_original_px(boxes: FloatBoxes, grid: CoordinateGrid, size_wh: tuple[int, int], resized_wh: tuple[int, int]) -> FloatBoxes:

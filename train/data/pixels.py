@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from boxcar.pipelines.families.family import Family
+    from boxcar.pipelines.families.family import Family, Normalisation
     from boxcar.train.data.collate import MicroBatch
 
 TEMPORAL_PATCH = 2
 """Frames of a patch; a still image is repeated over them."""
-MEAN_AND_STD = {
+MEAN_AND_STD: "dict[Normalisation, tuple[tuple[float, float, float], tuple[float, float, float]]]" = {
     "clip": ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)),
     "half": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
 }
@@ -47,7 +47,7 @@ def patch_rule(family: "Family") -> PatchRule:
 
 
 def qwen_patches(
-    pixels: torch.Tensor, sizes_hw: list[tuple[int, int]], rule: PatchRule, normalisation: str, dtype: torch.dtype
+    pixels: torch.Tensor, sizes_hw: list[tuple[int, int]], rule: PatchRule, normalisation: "Normalisation", dtype: torch.dtype
 ) -> torch.Tensor:
     """(patches of all images, 3 * 2 * patch^2) of `dtype`, what Qwen2VLImageProcessor calls pixel_values.
 
@@ -63,7 +63,7 @@ def qwen_patches(
     return values.unsqueeze(2).expand(-1, -1, TEMPORAL_PATCH, -1).reshape(len(values), -1)
 
 
-def squares(pixels: torch.Tensor, sizes_hw: list[tuple[int, int]], normalisation: str, dtype: torch.dtype) -> torch.Tensor:
+def squares(pixels: torch.Tensor, sizes_hw: list[tuple[int, int]], normalisation: "Normalisation", dtype: torch.dtype) -> torch.Tensor:
     """(I, 3, S, S) of `dtype`. pixels: flat uint8, each image (S, S, 3)."""
     assert len(set(sizes_hw)) == 1, "a family of one size"
     height, width = sizes_hw[0]
@@ -71,13 +71,10 @@ def squares(pixels: torch.Tensor, sizes_hw: list[tuple[int, int]], normalisation
     return _normalised(images, channel_dim=1, normalisation=normalisation, dtype=dtype)
 
 
-def qwen_patches_of(batch: "MicroBatch", family: "Family", dtype: torch.dtype) -> torch.Tensor:
-    """`qwen_patches` of a micro-batch with images."""
-    return qwen_patches(batch.pixels, _sizes(batch), patch_rule(family), family.image_normalisation, dtype)
-
-
-def square_images(batch: "MicroBatch", family: "Family", dtype: torch.dtype) -> torch.Tensor:
-    """`squares` of a micro-batch with images."""
+def images_of(batch: "MicroBatch", family: "Family", dtype: torch.dtype) -> torch.Tensor:
+    """The images of a micro-batch that has some, as the family's vision tower takes them: `qwen_patches` or `squares`."""
+    if family.network.image_input == "patches":
+        return qwen_patches(batch.pixels, _sizes(batch), patch_rule(family), family.image_normalisation, dtype)
     return squares(batch.pixels, _sizes(batch), family.image_normalisation, dtype)
 
 
@@ -91,7 +88,7 @@ def _images(pixels: torch.Tensor, sizes_hw: list[tuple[int, int]]) -> list[torch
     return [part.view(*size, 3) for part, size in zip(pixels.split(lengths), sizes_hw, strict=True)]
 
 
-def _normalised(values: torch.Tensor, *, channel_dim: int, normalisation: str, dtype: torch.dtype) -> torch.Tensor:
+def _normalised(values: torch.Tensor, *, channel_dim: int, normalisation: "Normalisation", dtype: torch.dtype) -> torch.Tensor:
     """Same shape, of `dtype`. values: uint8 with the 3 channels at `channel_dim`."""
     table = _table(normalisation, dtype, values.device)
     shape = [3 if dim == channel_dim else 1 for dim in range(values.dim())]
@@ -100,7 +97,7 @@ def _normalised(values: torch.Tensor, *, channel_dim: int, normalisation: str, d
 
 
 @lru_cache(maxsize=16)
-def _table(normalisation: str, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+def _table(normalisation: "Normalisation", dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """(3 * 256,): value of each byte in each channel."""
     mean, std = (torch.tensor(values, dtype=torch.float32)[:, None] for values in MEAN_AND_STD[normalisation])
     byte = torch.arange(256, dtype=torch.float32)[None] / 255

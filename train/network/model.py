@@ -6,7 +6,7 @@
     part_of          name of a parameter -> language, merger or vision
 
 Families differ here only in the data of `pipelines.families` (names of parts and of layers) and in one question: is the network one of
-transformers' Qwen-VL modules, or one of ours (`train.models`)?
+transformers' Qwen-VL modules, or one of ours (`train.network.native`)?
 """
 
 import re
@@ -24,7 +24,6 @@ from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
 from boxcar.pipelines.families.family import Family, Network
-from boxcar.pipelines.families.patches import SmartResize, SquareResize
 from boxcar.schemas.errors import ConfigError
 from boxcar.train.data import pixels
 from boxcar.train.network.attention import SEGMENTS, TEXT_ATTENTION, VISION_ATTENTION, Segments, text_attention, vision_attention
@@ -51,19 +50,19 @@ class Base:
         """(B, T, hidden): the last hidden states, after the final norm. The batch is on the model's device."""
         if self.packed:
             SEGMENTS.current = Segments(batch.cu_seqlens, batch.borders)
+        has_images = len(batch.image_sizes_hw) > 0
+        images = pixels.images_of(batch, self.family, self.vision_dtype) if has_images else None
         if self.native:
-            images = pixels.square_images(batch, self.family, self.vision_dtype) if len(batch.image_sizes_hw) else None
             states: torch.Tensor = self.model.hidden_states(
                 batch.input_ids, batch.positions[0], images, batch.input_ids == self.image_token_id, batch.attention_mask
             )
             return states
-        has_images = len(batch.image_sizes_hw) > 0
         outputs = self.model.model(
             input_ids=batch.input_ids,
             # Four rows (text, time, row, column) make transformers keep documents apart; padded rows want the three of M-RoPE.
             position_ids=batch.positions if self.packed else batch.positions[1:],
             attention_mask=None if self.packed else batch.attention_mask,
-            pixel_values=pixels.qwen_patches_of(batch, self.family, self.vision_dtype) if has_images else None,
+            pixel_values=images,
             image_grid_thw=batch.image_grid_thw if has_images else None,
             use_cache=False,  # or transformers 5 builds a mask that lets packed samples see each other
         )
@@ -147,30 +146,20 @@ def _check_fit(base: str, config: PreTrainedConfig, family: Family, image_token_
             expected=f"one that holds the shards' image token {image_token_id}",
             fix="Base and tokenizer are not of one model.",
         )
-    if isinstance(family.resize, SquareResize):
-        side = (getattr(config, NATIVE[network.model_type].vision_section) or {}).get("image_size")
-        if side != family.resize.side:
-            raise ConfigError(
-                "train.base",
-                found=f"{base!r} for images of {side} px",
-                expected=f"{family.resize.side} px, as the shards were counted",
-                fix=f"Choose a base of {family.title}, or convert again for this one's family.",
-            )
-    if isinstance(family.resize, SmartResize):
-        vision = config.vision_config
-        if (vision.patch_size, vision.spatial_merge_size) != (family.resize.patch, family.resize.merge):
-            raise ConfigError(
-                "train.base",
-                found=f"{base!r} with patches of {vision.patch_size} px merged {vision.spatial_merge_size} x {vision.spatial_merge_size}",
-                expected=f"{family.resize.patch} px and {family.resize.merge} x {family.resize.merge}, as the shards were counted",
-            )
-        if config.image_token_id != image_token_id:
-            raise ConfigError(
-                "train.base",
-                found=f"{base!r} with image_token_id {config.image_token_id} in its config.json",
-                expected=f"{image_token_id}, the shards' image token",
-                fix="Base and tokenizer are not of one model.",
-            )
+    if (misfit := family.resize.misfit(_vision_section(config, network), family.title)) is not None:
+        raise ConfigError("train.base", found=f"{base!r} {misfit.found}", expected=misfit.expected, fix=misfit.fix)
+    if getattr(config, "image_token_id", image_token_id) != image_token_id:
+        raise ConfigError(
+            "train.base",
+            found=f"{base!r} with image_token_id {config.image_token_id} in its config.json",
+            expected=f"{image_token_id}, the shards' image token",
+            fix="Base and tokenizer are not of one model.",
+        )
+
+
+def _vision_section(config: PreTrainedConfig, network: Network) -> dict[str, Any]:
+    name = NATIVE[network.model_type].vision_section if network.model_type in NATIVE else "vision_config"
+    return config.to_dict().get(name) or {}
 
 
 def _random(config: PreTrainedConfig, network: Network, dtype: torch.dtype, seed: int) -> PreTrainedModel:

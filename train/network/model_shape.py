@@ -16,13 +16,14 @@ P are the weights that a token passes: of two experts, its own (CogVLM). With Lo
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from boxcar.pipelines.families.family import Network
+from boxcar.pipelines.families.catalog import FAMILIES
+from boxcar.pipelines.families.family import Architecture, Network
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.training import LoraConfig, Part
 
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "4090": 165.0, "B200": 2250.0}
 """Dense bf16, published by NVIDIA; the SXM variant where there are several."""
 _WINDOW_PATCHES = 64
-SHAPED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""`model_type` of the configs that `shape_of_config` reads."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +133,10 @@ def size_of_config(config: Mapping[str, Any], network: Network, lora: LoraConfig
     Raises ConfigError where the config is of another model than `network`, of one whose layers are not known here, or lacks a key.
     """
     kind = config.get("model_type")
-    if kind not in SHAPED or kind != network.model_type:
-        expected = network.model_type if network.model_type in SHAPED else f"one of {', '.join(SHAPED)}: others are not counted yet"
+    is_counted = network.architecture in _LAYERS
+    if not is_counted or kind != network.model_type:
+        counted = dict.fromkeys(one.network.model_type for one in FAMILIES.values() if one.network.architecture in _LAYERS)
+        expected = network.model_type if is_counted else f"one of {', '.join(counted)}: others are not counted yet"
         raise ConfigError(where, found=f"model_type {kind!r}", expected=expected)
     try:
         return _size(config, network, lora)
@@ -144,95 +145,153 @@ def size_of_config(config: Mapping[str, Any], network: Network, lora: LoraConfig
 
 
 def _size(config: Mapping[str, Any], network: Network, lora: LoraConfig | None) -> NetworkSize:
-    kind = config["model_type"]
     text = config.get("text_config") or config  # published configs of Qwen2-VL and Qwen2.5-VL are flat
     vision = config["vision_config"]
     hidden, layers = text["hidden_size"], text["num_hidden_layers"]
-    decoder, decoder_norms, width = _decoder(text, kind)
-    blocks, block_norms, vision_hidden, depth = _tower(vision, kind)
-    mergers, merger_norms = _mergers(vision, kind, hidden, vision_hidden)
-    patch = vision["patch_size"] ** 2 * 3 * vision.get("temporal_patch_size", 2) * vision_hidden
-    patch += vision_hidden if kind == "qwen3_vl" else 0  # its bias
-    positions = vision["num_position_embeddings"] * vision_hidden if kind == "qwen3_vl" else 0  # looked up, not multiplied
-    vision_weights = depth * (sum(one.weights for one in blocks) + block_norms) + patch
-    merger_weights = sum(one.weights for one in mergers) + merger_norms
-    language = layers * (sum(one.weights for one in decoder) + decoder_norms)
+    decoder, tower, merger = _LAYERS[network.architecture](text, vision)
+    vision_weights = tower.depth * tower.block.weights + tower.kernel
+    language = layers * decoder.weights
     head = hidden * text["vocab_size"]
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    full = vision.get("fullatt_block_indexes") if kind == "qwen2_5_vl" else None
-    num_full = depth if full is None else len(full)
     trained: dict[Part, int] = {
-        "language": _adapters(decoder, "model.language_model.layers.0.", network, "language", lora) * layers,
-        "vision": _adapters(blocks, "model.visual.blocks.0.", network, "vision", lora) * depth,
-        "merger": _adapters(mergers, "model.visual.", network, "merger", lora),
+        "language": _adapters(decoder.linears, "model.language_model.layers.0.", network, "language", lora) * layers,
+        "vision": _adapters(tower.block.linears, "model.visual.blocks.0.", network, "vision", lora) * tower.depth,
+        "merger": _adapters(merger.linears, "model.visual.", network, "merger", lora),
     }
     if lora is None:
-        trained = {"language": language + head * (1 if tied else 2) + hidden, "vision": 0, "merger": merger_weights}
+        trained = {"language": language + head * (1 if tied else 2) + hidden, "vision": 0, "merger": merger.weights}
     shape = ModelShape(
         language_weights=language,
         language_trained=language if lora is None else trained["language"],
-        attention_width=width * layers,
+        attention_width=_attention_width(text) * layers,
         head_weights=head,
         head_trained=head if lora is None else 0,
         vocabulary=text["vocab_size"],
         vision_weights=vision_weights,
         vision_trained=trained["vision"],
-        vision_full_width=vision_hidden * num_full,
-        vision_window_width=vision_hidden * (depth - num_full),
-        merger_weights=merger_weights,
+        vision_full_width=tower.hidden * tower.num_full,
+        vision_window_width=tower.hidden * (tower.depth - tower.num_full),
+        merger_weights=merger.weights,
         merger_trained=trained["merger"],
         patches_per_token=vision.get("spatial_merge_size", 2) ** 2,
     )
-    every = language + hidden + head * (1 if tied else 2) + vision_weights + positions + merger_weights
+    every = language + hidden + head * (1 if tied else 2) + vision_weights + tower.positions + merger.weights
     return NetworkSize(shape, every, sum(trained.values()), hidden, layers)
 
 
-def _decoder(text: Mapping[str, Any], kind: str) -> tuple[list[_Linear], int, int]:
-    """(linear layers of a decoder layer, weights of its norms, width of its attention)."""
-    hidden, heads = text["hidden_size"], text["num_attention_heads"]
-    head_dim = text.get("head_dim") or hidden // heads
-    keys = text.get("num_key_value_heads", heads) * head_dim
-    bias = kind != "qwen3_vl"
-    inner = text["intermediate_size"]
+# ---- layers, by the family's architecture
+
+
+@dataclass(frozen=True)
+class _Layer:
+    linears: list[_Linear]
+    norms: int
+
+    @property
+    def weights(self) -> int:
+        return sum(one.weights for one in self.linears) + self.norms
+
+
+@dataclass(frozen=True)
+class _Tower:
+    hidden: int
+    depth: int
+    block: _Layer
+    kernel: int
+    """Weights that make a patch a vector."""
+    num_full: int
+    """Layers with attention over the whole image."""
+    positions: int = 0
+    """Looked up, not multiplied."""
+
+
+_Section = Mapping[str, Any]
+_Layers = tuple[_Layer, _Tower, _Layer]
+"""A decoder layer, the tower, the merger."""
+
+
+def _head_size(text: _Section) -> int:
+    return int(text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"])
+
+
+def _attention_width(text: _Section) -> int:
+    return int(text["num_attention_heads"] * _head_size(text))
+
+
+def _decoder(text: _Section, *, head_norms: bool) -> _Layer:
+    """head_norms: queries and keys are normalised head by head, and need no bias."""
+    hidden, width, inner = text["hidden_size"], _attention_width(text), text["intermediate_size"]
+    keys = text.get("num_key_value_heads", text["num_attention_heads"]) * _head_size(text)
     layers = [
-        _Linear("self_attn.q_proj", hidden, heads * head_dim, bias),
-        _Linear("self_attn.k_proj", hidden, keys, bias),
-        _Linear("self_attn.v_proj", hidden, keys, bias),
-        _Linear("self_attn.o_proj", heads * head_dim, hidden),
+        _Linear("self_attn.q_proj", hidden, width, not head_norms),
+        _Linear("self_attn.k_proj", hidden, keys, not head_norms),
+        _Linear("self_attn.v_proj", hidden, keys, not head_norms),
+        _Linear("self_attn.o_proj", width, hidden),
         _Linear("mlp.gate_proj", hidden, inner),
         _Linear("mlp.up_proj", hidden, inner),
         _Linear("mlp.down_proj", inner, hidden),
     ]
-    return layers, 2 * hidden + (2 * head_dim if kind == "qwen3_vl" else 0), heads * head_dim
+    return _Layer(layers, 2 * hidden + (2 * _head_size(text) if head_norms else 0))
 
 
-def _tower(vision: Mapping[str, Any], kind: str) -> tuple[list[_Linear], int, int, int]:
-    """(linear layers of a vision block, weights of its norms, hidden size, depth)."""
-    hidden = vision["embed_dim"] if kind == "qwen2_vl" else vision["hidden_size"]
-    attention = [_Linear("attn.qkv", hidden, 3 * hidden, True), _Linear("attn.proj", hidden, hidden, True)]
-    if kind == "qwen2_5_vl":
-        inner = vision["intermediate_size"]
-        mlp = [_Linear(f"mlp.{name}_proj", hidden, inner, True) for name in ("gate", "up")]
-        return [*attention, *mlp, _Linear("mlp.down_proj", inner, hidden, True)], 2 * hidden, hidden, vision["depth"]
-    inner = int(hidden * vision["mlp_ratio"]) if kind == "qwen2_vl" else vision["intermediate_size"]
-    first, second = ("mlp.fc1", "mlp.fc2") if kind == "qwen2_vl" else ("mlp.linear_fc1", "mlp.linear_fc2")
-    return [*attention, _Linear(first, hidden, inner, True), _Linear(second, inner, hidden, True)], 4 * hidden, hidden, vision["depth"]
+def _vision_attention(hidden: int) -> list[_Linear]:
+    return [_Linear("attn.qkv", hidden, 3 * hidden, True), _Linear("attn.proj", hidden, hidden, True)]
 
 
-def _mergers(vision: Mapping[str, Any], kind: str, hidden: int, vision_hidden: int) -> tuple[list[_Linear], int]:
-    """(linear layers of the mergers, weights of their norms)."""
-    merged = vision_hidden * vision.get("spatial_merge_size", 2) ** 2
-    if kind != "qwen3_vl":
-        layers = [_Linear("merger.mlp.0", merged, merged, True), _Linear("merger.mlp.2", merged, hidden, True)]
-        return layers, vision_hidden if kind == "qwen2_5_vl" else 2 * vision_hidden
-    out = vision["out_hidden_size"]
+def _kernel(vision: _Section, hidden: int) -> int:
+    return int(vision["patch_size"] ** 2 * 3 * vision.get("temporal_patch_size", 2) * hidden)
+
+
+def _merged(vision: _Section, vision_hidden: int) -> int:
+    return int(vision_hidden * vision.get("spatial_merge_size", 2) ** 2)
+
+
+def _merger(text: _Section, vision: _Section, vision_hidden: int, norms: int) -> _Layer:
+    merged = _merged(vision, vision_hidden)
+    return _Layer([_Linear("merger.mlp.0", merged, merged, True), _Linear("merger.mlp.2", merged, text["hidden_size"], True)], norms)
+
+
+def _full_tower(text: _Section, vision: _Section) -> _Layers:
+    hidden = vision["embed_dim"]
+    inner = int(hidden * vision["mlp_ratio"])
+    mlp = [_Linear("mlp.fc1", hidden, inner, True), _Linear("mlp.fc2", inner, hidden, True)]
+    block = _Layer([*_vision_attention(hidden), *mlp], 4 * hidden)
+    tower = _Tower(hidden, vision["depth"], block, _kernel(vision, hidden), num_full=vision["depth"])
+    return _decoder(text, head_norms=False), tower, _merger(text, vision, hidden, norms=2 * hidden)
+
+
+def _windowed_tower(text: _Section, vision: _Section) -> _Layers:
+    hidden, inner = vision["hidden_size"], vision["intermediate_size"]
+    gated = [_Linear(f"mlp.{name}_proj", hidden, inner, True) for name in ("gate", "up")]
+    block = _Layer([*_vision_attention(hidden), *gated, _Linear("mlp.down_proj", inner, hidden, True)], 2 * hidden)
+    full = vision.get("fullatt_block_indexes")
+    num_full = vision["depth"] if full is None else len(full)
+    tower = _Tower(hidden, vision["depth"], block, _kernel(vision, hidden), num_full)
+    return _decoder(text, head_norms=False), tower, _merger(text, vision, hidden, norms=hidden)
+
+
+def _deepstack(text: _Section, vision: _Section) -> _Layers:
+    hidden, inner, out = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
+    mlp = [_Linear("mlp.linear_fc1", hidden, inner, True), _Linear("mlp.linear_fc2", inner, hidden, True)]
+    block = _Layer([*_vision_attention(hidden), *mlp], 4 * hidden)
+    positions = vision["num_position_embeddings"] * hidden
+    tower = _Tower(hidden, vision["depth"], block, _kernel(vision, hidden) + hidden, num_full=vision["depth"], positions=positions)
+    merged = _merged(vision, hidden)
     names = ["merger", *(f"deepstack_merger_list.{number}" for number in range(len(vision["deepstack_visual_indexes"])))]
-    layers = [
+    mergers = [
         linear
         for name in names
         for linear in (_Linear(f"{name}.linear_fc1", merged, merged, True), _Linear(f"{name}.linear_fc2", merged, out, True))
     ]
-    return layers, 2 * vision_hidden + (len(names) - 1) * 2 * merged
+    return _decoder(text, head_norms=True), tower, _Layer(mergers, 2 * hidden + (len(names) - 1) * 2 * merged)
+
+
+_LAYERS: dict[Architecture, Callable[[_Section, _Section], _Layers]] = {
+    "full_tower": _full_tower,
+    "windowed_tower": _windowed_tower,
+    "deepstack": _deepstack,
+}
+"""Architectures that are counted from config.json alone."""
 
 
 def _adapters(layers: Iterable[_Linear], path: str, network: Network, part: Part, lora: LoraConfig | None) -> int:

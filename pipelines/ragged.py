@@ -1,4 +1,4 @@
-"""Lists of different lengths as two flat arrays, and the gather that composes them.
+"""Columns: integers, and lists of different lengths as two flat arrays with the gather that composes them.
 
 values  [a b c d e f]    offsets [0 2 2 6]    ->   rows [a b] [] [c d e f]
 """
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+IntColumn = npt.NDArray[np.int64]
 Scalar = TypeVar("Scalar", bound=np.generic)
 
 

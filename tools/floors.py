@@ -39,7 +39,7 @@ OPEN_TO_ALL: dict[str, set[str] | None] = {
     "catalog": None,
     "prompts": None,
     "box_text": {"BoxForm", "BoxText", "CoordinateGrid", "FloatBoxes", "IntBoxes", "Numbers", "TextBox", "XYXY", "as_xyxy", "render"},
-    "patches": {"BoolColumn", "IntColumn", "Misfit", "PixelLimits", "ResizeRule", "ResizedSizes"},
+    "patches": {"BoolColumn", "Misfit", "PixelLimits", "ResizeRule", "ResizedSizes"},
 }
 """What may be imported from the families by others: files, and of them these names, or all. The rest is how one family or a few do it."""
 

@@ -128,9 +128,9 @@ def _cell(value: object) -> str:
 
 def families_table() -> str:
     """Markdown: a row for each model family."""
-    lines = ["| `family` | models | resize | boxes in the text | published tokenizer |", "|---|---|---|---|---|"]
+    lines = ["| `family` | models | resize | boxes in the text | published tokenizer | checked against |", "|---|---|---|---|---|---|"]
     for name, family in FAMILIES.items():
-        cells = family.title, family.resize.description, family.grid.description, f"`{family.checkpoint}`"
+        cells = family.title, family.resize.description, family.grid.description, f"`{family.checkpoint}`", family.upstream
         lines.append(f"| `{name}` | {' | '.join(_cell(cell) for cell in cells)} |")
     return "\n".join(lines)
 

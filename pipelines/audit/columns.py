@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.pipelines.rows.encode import Draft, UnitData
 from boxcar.pipelines.rows.ledger import Attempt
 from boxcar.pipelines.rows.unit import Judged
@@ -31,7 +31,6 @@ from boxcar.schemas.manifest import MAX_EXAMPLES, Finding, Rejections
 from boxcar.schemas.record import Rejected
 from boxcar.schemas.task import TASK_NAMES
 
-IntColumn = npt.NDArray[np.int64]
 Small = npt.NDArray[np.int32]
 NO_CODE = -1
 

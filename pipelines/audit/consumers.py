@@ -15,9 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from boxcar.pipelines.ragged import IntColumn
 from boxcar.schemas.errors import ConfigError
-
-IntColumn = npt.NDArray[np.int64]
 
 LLAMA_FACTORY_MAX_PIXELS = 768 * 768
 LLAMA_FACTORY_MIN_PIXELS = 32 * 32

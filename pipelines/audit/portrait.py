@@ -13,11 +13,9 @@ import numpy.typing as npt
 from boxcar.pipelines.audit.columns import Texts, Things
 from boxcar.pipelines.audit.what_if import Decided, Filled, Grammar, Measured, add_histogram, decide_columns, fill
 from boxcar.pipelines.boxes import geometry
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.pipelines.rows.budget import SequenceRule
 from boxcar.schemas.task import TASK_NAMES
-
-IntColumn = npt.NDArray[np.int64]
 
 NUM_EXAMPLES = 12
 MAX_BOXES_SHOWN = 100

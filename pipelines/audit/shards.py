@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from boxcar.pipelines.audit.columns import NO_CODE, Texts, Things
 from boxcar.pipelines.audit.what_if import Grammar
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.pipelines.shards.arrow_files import open_rows
 from boxcar.pipelines.tokens.frame import Frame
 from boxcar.schemas import manifest as manifests
@@ -24,7 +24,6 @@ from boxcar.schemas.row import ROW_SCHEMA
 from boxcar.schemas.task import TASK_NAMES
 
 ROWS_PER_CHUNK = 1 << 14
-IntColumn = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,12 @@ from boxcar.pipelines.audit.columns import NumberLengths, Texts, Things
 from boxcar.pipelines.boxes import geometry
 from boxcar.pipelines.families.family import Family
 from boxcar.pipelines.families.patches import PixelLimits, ResizedSizes
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.pipelines.rows.budget import RECORD_OVER_CUTOFF, TURN_OVER_CUTOFF, SequenceRule
 from boxcar.pipelines.rows.unit import MAX_SHRINK_ROUNDS, smaller_limits
 from boxcar.schemas.manifest import Counts, Finding, Rejections
 from boxcar.schemas.task import TASK_NAMES
 
-IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 OverLength = Literal["plan", "split"]
 

@@ -19,12 +19,12 @@ from boxcar.pipelines.boxes.labels import dirty_names, has_control_characters, r
 from boxcar.pipelines.families.catalog import find_family
 from boxcar.pipelines.images.image_file import ImageHeader
 from boxcar.pipelines.images.lookup import FoundImage, Rules
+from boxcar.pipelines.ragged import IntColumn
 from boxcar.schemas.errors import ImageError
 from boxcar.schemas.manifest import MAX_EXAMPLES, Finding
 from boxcar.schemas.record import Box, BoxMark, BoxSpace, ImageRef, Record, Rejected
 from boxcar.schemas.workflow import Policy, RulesConfig
 
-IntColumn = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
 LookUp = Callable[[ImageRef], FoundImage]
 

@@ -51,9 +51,6 @@ class CoordinateGrid(Protocol):
     def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
         """Model units (N, 4) -> pixels of the original image, clipped to it."""
 
-    def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
-        """(N, 2): width and height of one model unit in pixels of the original image."""
-
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         """The largest values across and down that name a place in an image of this resized size; the smallest are 0."""
 
@@ -109,9 +106,6 @@ class ThousandthGrid:
         whole = _both(size_wh)
         return _rows(np.clip((_corners(values) + middle) / 1000 * whole, 0, whole))
 
-    def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
-        return size_wh / 1000
-
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         return (1000, 1000) if self.rounding == "round" else (999, 999)
 
@@ -141,9 +135,6 @@ class ResizedPixelGrid:
     def dequantise(self, values: npt.NDArray[np.number], size_wh: IntBoxes, resized_wh: IntBoxes) -> FloatBoxes:
         whole = _both(size_wh)
         return _rows(np.clip(_corners(values) * (whole / _both(resized_wh)), 0, whole))
-
-    def unit_px(self, size_wh: IntBoxes, resized_wh: IntBoxes) -> npt.NDArray[np.float64]:
-        return size_wh / resized_wh
 
     def largest(self, resized_wh: tuple[int, int]) -> tuple[int, int]:
         # One more than `quantise` writes: a model that names the far edge itself is inside the image.
@@ -179,10 +170,6 @@ class BoxText(Protocol):
     @property
     def number_format(self) -> str:
         """A printf format, such as "%d" or "%03d"."""
-
-    @property
-    def names_labels(self) -> bool:
-        """Whether an answer about one label names it."""
 
     @property
     def tags(self) -> tuple[str, ...]:
@@ -226,7 +213,6 @@ class JsonBoxText:
     form: BoxForm = "json"
     separators: tuple[str, str, str] = (", ", ", ", ", ")
     number_format: str = "%d"
-    names_labels: bool = True
     tags: tuple[str, ...] = ()
     label_pattern: str | None = None
 
@@ -302,7 +288,6 @@ class TaggedBoxText:
     form: BoxForm = "tags"
     separators: tuple[str, str, str] = (",", "),(", ",")
     number_format: str = "%d"
-    names_labels: bool = True
 
     def _ref(self, label: str) -> str:
         return f"{self.ref_open}{label}{self.ref_close}"
@@ -370,7 +355,6 @@ class BracketBoxText:
     form: BoxForm = "list"
     separators: tuple[str, str, str] = (",", ",", ",")
     number_format: str = "%03d"
-    names_labels: bool = False
     tags: tuple[str, ...] = ()
     box_pattern: str = rf"(?:(?<=\[\[)|(?<=;)){_THREE_DIGITS}(?=;|\]\])"
     label_pattern: str | None = None

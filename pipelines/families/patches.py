@@ -12,9 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from boxcar.pipelines.ragged import IntColumn
 from boxcar.schemas.errors import ConfigError
 
-IntColumn = npt.NDArray[np.int64]
 BoolColumn = npt.NDArray[np.bool_]
 
 MAX_ASPECT_RATIO = 200

@@ -9,9 +9,8 @@ an ordered dialogue does not fit            -> as where no turn fits; a dialogue
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-IntColumn = npt.NDArray[np.int64]
+from boxcar.pipelines.ragged import IntColumn
 
 TURN_OVER_CUTOFF = "turn_over_cutoff"
 RECORD_OVER_CUTOFF = "over_cutoff"

@@ -19,7 +19,7 @@ import pyarrow as pa
 from boxcar.pipelines.boxes import difficulty
 from boxcar.pipelines.boxes.rules import References, UnitBoxes
 from boxcar.pipelines.families.patches import ResizedSizes
-from boxcar.pipelines.ragged import Ragged, offsets_of
+from boxcar.pipelines.ragged import IntColumn, Ragged, offsets_of
 from boxcar.pipelines.rows.budget import Decision, DraftRow, SequenceRule, total_length
 from boxcar.pipelines.tokens.compose import ComposedTexts, compose
 from boxcar.pipelines.tokens.frame import Frame
@@ -28,8 +28,6 @@ from boxcar.pipelines.turns.tasks import Turn
 from boxcar.schemas.record import Record
 from boxcar.schemas.row import IMAGE, ROW_SCHEMA, TURN
 from boxcar.schemas.workflow import ConvertConfig
-
-IntColumn = npt.NDArray[np.int64]
 
 
 class Draft(msgspec.Struct, gc=False):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.schemas.workflow import Workflow
 from boxcar.tools.cli import COMMANDS
 from boxcar.tools.reference import configuration_page, families_table, python_reference
@@ -52,7 +53,9 @@ def test_every_configuration_key_is_documented_with_a_meaning() -> None:
 
 
 def test_the_tables_of_the_code_are_complete() -> None:
-    assert "| `qwen2_5_vl` |" in families_table()
+    rows = {line.split("`")[1]: line for line in families_table().splitlines()[2:]}
+    assert rows.keys() == FAMILIES.keys()
+    assert all(rows[name].endswith(f"| {family.upstream} |") for name, family in FAMILIES.items())
     assert "## boxcar.load" in python_reference()
     assert "Nothing but the manifests is read here" in python_reference()
 

@@ -56,7 +56,7 @@ def mistake(*arguments: object, stdin: bytes | str | None = None) -> str:
 def test_help_waits_for_nothing_heavy(command: str) -> None:
     script = f"""
 import sys
-from boxcar.tools.cli import CHAPTERS, COMMANDS, main
+from boxcar.tools.cli import main
 try:
     main([*{[command] if command else []!r}, "--help"])
 finally:

@@ -19,11 +19,10 @@ from boxcar.pipelines.audit.consumers import (
 from boxcar.pipelines.audit.what_if import number_tokens
 from boxcar.pipelines.boxes import geometry
 from boxcar.pipelines.families.patches import ResizedSizes
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.schemas.errors import ConfigError
 from boxcar.tools.auditing.result import Consumer
 
-IntColumn = npt.NDArray[np.int64]
 NUM_EXAMPLES = 10
 
 

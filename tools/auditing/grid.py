@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from boxcar.pipelines.audit.columns import Texts, Things
 from boxcar.pipelines.audit.portrait import Portrait, portrait_of
@@ -23,13 +22,13 @@ from boxcar.pipelines.audit.what_if import (
 )
 from boxcar.pipelines.families.family import Family
 from boxcar.pipelines.families.patches import PixelLimits
+from boxcar.pipelines.ragged import IntColumn
 from boxcar.pipelines.tokens.frame import resolve_limits
 from boxcar.schemas.errors import BudgetError, ConfigError
 from boxcar.tools.auditing.cost import CostRule
 from boxcar.tools.auditing.result import PERCENTILES, Box, Knee, Resolution, Setting
 from boxcar.train.planning.packing import count_packs
 
-IntColumn = npt.NDArray[np.int64]
 Key = tuple[int, int]
 """(max_pixels, cutoff_len)."""
 

@@ -18,7 +18,7 @@ import xxhash
 
 from boxcar.pipelines import storage
 from boxcar.pipelines.boxes import difficulty
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.schemas import manifest as manifests
 from boxcar.schemas.contract import FrameContract
 from boxcar.schemas.errors import AnnotationError, ShardError
@@ -32,8 +32,6 @@ QUANTILES = (1 << 16) - 1
 """The quantile 1 as it is stored."""
 _COLUMNS = ("sample_id", "source", "images", "turns", "ordered", "header_tokens", "visual_tokens", "total_tokens")
 _SCHEMA = pa.schema([ROW_SCHEMA.field(name) for name in _COLUMNS], metadata=ROW_SCHEMA.metadata)
-
-IntColumn = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from boxcar.pipelines.ragged import Ragged, concat
+from boxcar.pipelines.ragged import IntColumn, Ragged, concat
 from boxcar.schemas.errors import BudgetError, ConfigError, ShardError
 from boxcar.schemas.task import TASK_NAMES, TaskName
 from boxcar.schemas.training import PlanConfig, ScheduleConfig
@@ -55,8 +55,6 @@ RAMP_WINDOWS = 16
 """At least so many windows in a ramp, so that what changes along it also comes in that order ..."""
 MIN_RAMP_WINDOW = 1024
 """... but none of less than so many documents, which would pack badly."""
-
-IntColumn = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

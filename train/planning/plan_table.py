@@ -15,14 +15,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import xxhash
 
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.pipelines.storage import atomic_write
 from boxcar.schemas.errors import ShardError
 
 PLAN_VERSION = 1
 _PACKS_PER_BATCH = 1 << 16
-
-IntColumn = npt.NDArray[np.int64]
 
 
 def _field(name: str, kind: pa.DataType, about: str) -> pa.Field:

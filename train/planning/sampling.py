@@ -18,13 +18,12 @@ from enum import IntEnum
 import numpy as np
 import numpy.typing as npt
 
-from boxcar.pipelines.ragged import Ragged, offsets_of
+from boxcar.pipelines.ragged import IntColumn, Ragged, offsets_of
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.task import TASK_NAMES, TaskName
 from boxcar.schemas.training import MixtureConfig, ScheduleConfig
 from boxcar.train.planning.index import QUANTILES, PlanIndex
 
-IntColumn = npt.NDArray[np.int64]
 FloatColumn = npt.NDArray[np.float64]
 Hashes = npt.NDArray[np.uint64]
 

@@ -19,8 +19,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from boxcar.pipelines.ragged import IntColumn
 from boxcar.schemas.errors import ConfigError
-from boxcar.train.scoring.scored import STRAY, FloatColumn, IntColumn, Scored, scored
+from boxcar.train.scoring.scored import STRAY, FloatColumn, Scored, scored
 
 ScoreRule = Literal["const", "rank", "logprob"]
 MAX_DETS = (1, 10, 100)

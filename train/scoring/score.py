@@ -21,9 +21,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from boxcar.pipelines.boxes import geometry
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.train.answering.parse import Status
-from boxcar.train.scoring.scored import STRAY, FloatColumn, IntColumn, Scored, Units, scored
+from boxcar.train.scoring.scored import STRAY, FloatColumn, Scored, Units, scored
 
 Section = Literal["rec", "objects", "grec", "format"]
 REC_IOUS = (0.5, 0.75, 0.9)

@@ -16,13 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxcar.pipelines.boxes import geometry
-from boxcar.pipelines.ragged import offsets_of
+from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.schemas.errors import ShardError
 from boxcar.schemas.row import BOX
 from boxcar.train.answering.parse import Status
 
 FloatBoxes = npt.NDArray[np.float64]
-IntColumn = npt.NDArray[np.int64]
 FloatColumn = npt.NDArray[np.float64]
 STRAY = -1
 """Code of a label that was not asked for."""

@@ -22,7 +22,7 @@ def test_the_largest_values_reach_the_far_edge_and_no_box_is_written_beyond_them
     written = grid.quantise(np.array([[0.0, 0.0, 640.0, 480.0]]), size, resized_wh)[0, 2:]
     assert (written <= largest).all()
     back = grid.dequantise(np.array([[0, 0, *largest]]), size, resized_wh)[0, 2:]
-    unit = grid.unit_px(size, resized_wh)[0]
+    unit = (size / resized_wh if grid.needs_resized_size else size / 1000)[0]
     assert (np.abs(back - [640, 480]) <= unit).all()
 
 

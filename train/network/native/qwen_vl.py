@@ -91,7 +91,6 @@ class QwenVLConfig(PreTrainedConfig):
 class VisualShape:
     """The `visual` section of config.json."""
 
-    image_size: int = 448
     patch_size: int = 14
     width: int = 1664
     layers: int = 48

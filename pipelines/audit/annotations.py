@@ -45,7 +45,7 @@ OnUnit = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class FamilyFrame:
+class Candidate:
     """One family that an audit looks at."""
 
     config: ConvertConfig
@@ -64,13 +64,13 @@ class FamilyFrame:
         return f"{contract.family}-{digest}"
 
 
-def family_frame(config: ConvertConfig) -> FamilyFrame:
+def candidate_of(config: ConvertConfig) -> Candidate:
     """Bind a family for an audit. The cutoff may be longer than the family takes: what-ifs stop at its longest sequence.
 
     Raises ConfigError and TokenizerError as `build_frame`.
     """
     frame = build_frame(config.model_copy(update={"cutoff_len": 1}))
-    return FamilyFrame(config, frame, grammar_of(frame))
+    return Candidate(config, frame, grammar_of(frame))
 
 
 def grammar_of(frame: Frame) -> Grammar:
@@ -98,18 +98,18 @@ class Reading:
 
     folder: Path
     plan: SavedPlan
-    frames: Sequence[FamilyFrame]
+    candidates: Sequence[Candidate]
 
     @property
     def num_chunks(self) -> int:
         return -(-len(self.plan.units) // UNITS_PER_CHUNK)
 
-    def chunks(self, frame: FamilyFrame) -> Iterator[tuple[Things, Texts]]:
+    def chunks(self, candidate: Candidate) -> Iterator[tuple[Things, Texts]]:
         """All columns of a family, some UNITS_PER_CHUNK units at a time. Raises ShardError where they are damaged."""
         for first in range(0, len(self.plan.units), UNITS_PER_CHUNK):
             numbers = range(first, min(first + UNITS_PER_CHUNK, len(self.plan.units)))
             things = [load(_things_path(self.folder, number), Things) for number in numbers]
-            texts = [load(_texts_path(self.folder, frame.key, number), Texts) for number in numbers]
+            texts = [load(_texts_path(self.folder, candidate.key, number), Texts) for number in numbers]
             yield concat_things(things), concat_texts(texts, things)
 
     def things(self) -> Iterator[Things]:
@@ -118,12 +118,12 @@ class Reading:
             yield load(_things_path(self.folder, number), Things)
 
 
-def read_annotations(frames: Sequence[FamilyFrame], folder: Path, on_unit: OnUnit = lambda *_: None) -> Reading:
+def read_annotations(candidates: Sequence[Candidate], folder: Path, on_unit: OnUnit = lambda *_: None) -> Reading:
     """Read a source for some families into columns below `folder`, or take what an earlier audit left there.
 
     The families' configs differ in family, tokenizer, limits and cutoff alone. Raises BoxcarError as conversion does.
     """
-    config = frames[0].config
+    config = candidates[0].config
     if config.rules.under_one_token == "drop" and config.shrink_images:
         raise ConfigError(
             "convert",
@@ -133,7 +133,9 @@ def read_annotations(frames: Sequence[FamilyFrame], folder: Path, on_unit: OnUni
         )
     here = folder / f"columns-{_key(config)}"
     plan = _plan(config, here)
-    job = _Job([frame.config.model_dump(mode="json") for frame in frames], [frame.key for frame in frames], str(here))
+    job = _Job(
+        [candidate.config.model_dump(mode="json") for candidate in candidates], [candidate.key for candidate in candidates], str(here)
+    )
     num_units = len(plan.units)
     pending = [number for number in range(num_units) if _missing(job, number)]
     on_unit(num_units - len(pending), num_units)
@@ -154,7 +156,7 @@ def read_annotations(frames: Sequence[FamilyFrame], folder: Path, on_unit: OnUni
             expected="all of them",
             fix="Run the same command again: only what is missing is read. If it fails again, look at the worker's log.",
         )
-    return Reading(here, plan, frames)
+    return Reading(here, plan, candidates)
 
 
 def _key(config: ConvertConfig) -> str:
@@ -210,7 +212,7 @@ def _converters(configs_json: str) -> list[UnitConverter]:
     tables: dict[str, PieceTable] = {}
     converters = []
     for config in configs:
-        frame = family_frame(config).frame
+        frame = candidate_of(config).frame
         pieces = tables.setdefault(frame.tokenizer.fingerprint, PieceTable(frame.tokenizer))
         converters.append(UnitConverter(config, frame, source_name(config), pieces))
     return converters

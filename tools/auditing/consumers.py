@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from boxcar.pipelines.audit.annotations import FamilyFrame
+from boxcar.pipelines.audit.annotations import Candidate
 from boxcar.pipelines.audit.columns import Texts, Things
 from boxcar.pipelines.audit.consumers import (
     LLAMA_FACTORY_MAX_PIXELS,
@@ -45,18 +45,18 @@ class _Tally:
         return len(drafts)
 
 
-def consumer_result(name: str, chunks: Iterable[tuple[Things, Texts]], frame: FamilyFrame) -> Consumer:
+def consumer_result(name: str, chunks: Iterable[tuple[Things, Texts]], candidate: Candidate) -> Consumer:
     """Every sample with all its turns, as `name` would take it under the workflow's cutoff and pixel limit.
 
     Raises ConfigError for a consumer that is not known, or a family that it does not resize so.
     """
     rule = find_consumer(name)
-    family = frame.frame.family
+    family = candidate.frame.family
     if not family.resize.limits_matter:
         raise ConfigError(f"--as {name}", found=family.name, expected="a family of smart_resize: Qwen2-VL, Qwen2.5-VL or Qwen3-VL")
     tally = _Tally()
     for things, texts in chunks:
-        _add(tally, things, texts, frame, rule)
+        _add(tally, things, texts, candidate, rule)
     return Consumer(
         name=rule.name,
         version=rule.version,
@@ -73,10 +73,10 @@ def consumer_result(name: str, chunks: Iterable[tuple[Things, Texts]], frame: Fa
     )
 
 
-def _sizes(things: Things, frame: FamilyFrame, rule: ConsumerRule) -> ResizedSizes:
+def _sizes(things: Things, candidate: Candidate, rule: ConsumerRule) -> ResizedSizes:
     """What the model sees: the consumer's own resize, then the checkpoint's."""
-    resize = frame.frame.family.resize
-    asked = frame.config.image_max_pixels
+    resize = candidate.frame.family.resize
+    asked = candidate.config.image_max_pixels
     if rule.truncation == "pairs":
         width, height = llama_factory_size(things.sizes_wh[:, 0], things.sizes_wh[:, 1], asked or LLAMA_FACTORY_MAX_PIXELS)
     else:
@@ -85,11 +85,11 @@ def _sizes(things: Things, frame: FamilyFrame, rule: ConsumerRule) -> ResizedSiz
     return resize(width, height, limits.min_pixels, limits.max_pixels)
 
 
-def _add(tally: _Tally, things: Things, texts: Texts, frame: FamilyFrame, rule: ConsumerRule) -> None:
+def _add(tally: _Tally, things: Things, texts: Texts, candidate: Candidate, rule: ConsumerRule) -> None:
     if not len(texts.draft_records):
         return
-    grammar, cutoff = frame.grammar, frame.config.cutoff_len
-    sizes = _sizes(things, frame, rule)
+    grammar, cutoff = candidate.grammar, candidate.config.cutoff_len
+    sizes = _sizes(things, candidate, rule)
     visual = np.where(sizes.refused, 0, sizes.visual_tokens)
     placeholders = np.diff(offsets_of(visual)[things.image_offsets])[texts.draft_records]
     base = texts.draft_header.astype(np.int64) + placeholders
@@ -117,7 +117,7 @@ def _add(tally: _Tally, things: Things, texts: Texts, frame: FamilyFrame, rule: 
     tally.drop += tally.note("would be dropped", np.flatnonzero(drop), things, texts)
     tally.question += tally.note("lose part of a question", np.flatnonzero(question), things, texts)
     tally.answer += tally.note("lose answers", np.flatnonzero(answer), things, texts)
-    if frame.frame.family.grid.needs_resized_size:
+    if candidate.frame.family.grid.needs_resized_size:
         _boxes(tally, things, sizes)
 
 

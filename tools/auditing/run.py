@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from boxcar.pipelines import storage
-from boxcar.pipelines.audit.annotations import FamilyFrame, Reading, family_frame, for_family, grammar_of, read_annotations
+from boxcar.pipelines.audit.annotations import Candidate, Reading, candidate_of, for_family, grammar_of, read_annotations
 from boxcar.pipelines.audit.columns import Texts, Things
 from boxcar.pipelines.audit.portrait import portrait_of
 from boxcar.pipelines.audit.shards import ShardFolder, open_folders, read_shards
@@ -71,7 +71,7 @@ class Request:
 class Source:
     """Columns of one family, as often as they are asked for."""
 
-    frame: FamilyFrame
+    candidate: Candidate
     chunks: Callable[[], Iterator[tuple[Things, Texts]]]
     num_chunks: int
 
@@ -80,9 +80,9 @@ def audit_workflow(workflow: Workflow, request: Request, say: Say = lambda *_: N
     """Audit the annotations of a workflow's convert section. Raises BoxcarError."""
     assert workflow.convert is not None, "the caller asked for this section"
     config = resolve_paths(workflow.convert)
-    frames = [family_frame(one) for one in _configs(config, request.families)]
-    reading = read_annotations(frames, request.work, lambda done, total: say("reading headers and texts", done, total))
-    sources = [Source(frame, lambda frame=frame: reading.chunks(frame), reading.num_chunks) for frame in frames]  # type: ignore[misc]
+    candidates = [candidate_of(one) for one in _configs(config, request.families)]
+    reading = read_annotations(candidates, request.work, lambda done, total: say("reading headers and texts", done, total))
+    sources = [Source(candidate, lambda candidate=candidate: reading.chunks(candidate), reading.num_chunks) for candidate in candidates]  # type: ignore[misc]
     result = _audit(sources, request, workflow.train or TrainConfig(output="runs"), say)
     result.source, result.kind = source_name(config), "annotations"
     result.images_root, result.sizes_trusted = images_root(config), config.trust_sizes
@@ -113,7 +113,7 @@ def audit_shards(folders: Sequence[Path], request: Request, train: TrainConfig |
     frame = frame_of(manifest.contract, str(opened[0].path), request.tokenizer)
     grammar = grammar_of(frame)
     config = _config_of(opened[0])
-    source = Source(FamilyFrame(config, frame, grammar), lambda: read_shards(opened, frame, grammar), 0)
+    source = Source(Candidate(config, frame, grammar), lambda: read_shards(opened, frame, grammar), 0)
     result = _audit([source], request, train or TrainConfig(output="runs"), say)
     result.source, result.kind = ", ".join(str(folder.path) for folder in opened), "shards"
     # What was left out is not in the rows, and the manifests know it: at its own setting a conversion is its own count.
@@ -195,7 +195,7 @@ def _audit(sources: Sequence[Source], request: Request, train: TrainConfig, say:
             result.rules, result.lint = facts.rules, facts.lint
             result.alike = labels_alike(sorted(facts.labels))
         require_something(swept)
-        result.families.append(_family(source.frame, swept, request, train))
+        result.families.append(_family(source.candidate, swept, request, train))
     require_used(request.base, [one.family for one in result.families], [one.assumptions.base for one in result.families])
     for name in request.consumers:
         result.consumers.append(_consumer(name, sources[0], say))
@@ -204,7 +204,7 @@ def _audit(sources: Sequence[Source], request: Request, train: TrainConfig, say:
 
 def _consumer(name: str, source: Source, say: Say) -> Consumer:
     say(f"modelling {name}", 0, 1)
-    return consumer_result(name, source.chunks(), source.frame)
+    return consumer_result(name, source.chunks(), source.candidate)
 
 
 @dataclass
@@ -221,14 +221,14 @@ class _Facts:
 
 def _look(source: Source, say: Say) -> _Facts:
     facts = _Facts()
-    frame = source.frame
-    rule = frame.grammar.rule(1 << 30)
+    candidate = source.candidate
+    rule = candidate.grammar.rule(1 << 30)
     for number, (things, texts) in enumerate(source.chunks()):
         facts.records += things.num_read
         used = ~things.rejected[np.repeat(np.arange(things.num_records), np.diff(things.image_offsets))]
         facts.largest_area = max(facts.largest_area, int(things.sizes_wh[used].astype(np.int64).prod(axis=1).max(initial=0)))
-        measured = measure(things, texts, frame.grammar, frame.frame.limits)
-        totals = portrait_of(things, texts, frame.grammar, measured, rule, split=False).totals
+        measured = measure(things, texts, candidate.grammar, candidate.frame.limits)
+        totals = portrait_of(things, texts, candidate.grammar, measured, rule, split=False).totals
         facts.largest_sample = max(facts.largest_sample, len(totals) - 1)
         for name, finding in things.rules.items():
             facts.rules.setdefault(name, Finding()).add(finding)
@@ -241,7 +241,7 @@ def _look(source: Source, say: Say) -> _Facts:
 
 def _sweep(source: Source, request: Request, say: Say) -> tuple[Swept, _Facts]:
     facts = _look(source, say)
-    frame, config = source.frame, source.frame.config
+    candidate, config = source.candidate, source.candidate.config
     drops = config.rules.under_one_token == "drop"
     if drops and request.pixels:
         raise ConfigError(
@@ -250,13 +250,13 @@ def _sweep(source: Source, request: Request, say: Say) -> tuple[Swept, _Facts]:
             expected="only the workflow's own limits: under that rule, which boxes there are depends on the resolution",
             fix="Override image_max_pixels and audit again, or rules.under_one_token=keep.",
         )
-    own = frame.frame.limits
+    own = candidate.frame.limits
     plan = plan_grid(
-        frame.frame.family,
+        candidate.frame.family,
         own,
         config.cutoff_len,
         config.image_min_pixels,
-        [own.max_pixels] if drops and frame.frame.family.resize.limits_matter else request.pixels,
+        [own.max_pixels] if drops and candidate.frame.family.resize.limits_matter else request.pixels,
         request.cutoffs,
         facts.largest_area,
         facts.largest_sample,
@@ -268,13 +268,13 @@ def _sweep(source: Source, request: Request, say: Say) -> tuple[Swept, _Facts]:
     def on_chunk() -> None:
         nonlocal done
         done += 1
-        say(f"what if, {frame.frame.family.name}", done, source.num_chunks)
+        say(f"what if, {candidate.frame.family.name}", done, source.num_chunks)
 
-    return sweep(source.chunks(), frame.grammar, plan, on_chunk), facts
+    return sweep(source.chunks(), candidate.grammar, plan, on_chunk), facts
 
 
-def _family(frame: FamilyFrame, swept: Swept, request: Request, train: TrainConfig) -> FamilyResult:
-    family, config = frame.frame.family, frame.config
+def _family(candidate: Candidate, swept: Swept, request: Request, train: TrainConfig) -> FamilyResult:
+    family, config = candidate.frame.family, candidate.config
     cost = cost_rule(family, train, [request.base, train.base, config.tokenizer], request.gpu, request.mfu)
     own_pixels, own_cutoff = swept.plan.own
     portrait = swept.portrait
@@ -285,7 +285,7 @@ def _family(frame: FamilyFrame, swept: Swept, request: Request, train: TrainConf
         kept, dropped = (0, under) if policy == "drop" else (under, 0)
         counts.rules["under_one_token"] = Finding(kept=kept, dropped=dropped)
         counts.boxes_kept -= dropped
-    notes = family.tokenizer_notes(frame.frame.tokenizer.special_ids)
+    notes = family.tokenizer_notes(candidate.frame.tokenizer.special_ids)
     if own_cutoff != config.cutoff_len:
         notes.append(f"cutoff_len {config.cutoff_len:,} is beyond the longest sequence of {family.name}: {own_cutoff:,} is taken")
     if family.resize.limits_matter and config.image_max_pixels is None:
@@ -294,8 +294,8 @@ def _family(frame: FamilyFrame, swept: Swept, request: Request, train: TrainConf
     return FamilyResult(
         family=family.name,
         title=family.title,
-        tokenizer=frame.frame.tokenizer_name,
-        contract=frame.frame.contract(),
+        tokenizer=candidate.frame.tokenizer_name,
+        contract=candidate.frame.contract(),
         limits_matter=family.resize.limits_matter,
         max_sequence=family.max_sequence,
         cutoff_len=own_cutoff,
@@ -343,7 +343,7 @@ def _pictures(result: AuditResult, reading: Reading, config: ConvertConfig, requ
 
 def _paths_of(config: ConvertConfig, work: Path, say: Say) -> list[str]:
     """The images of another workflow that can be read."""
-    reading = read_annotations([family_frame(config)], work, lambda done, total: say("reading the other annotations", done, total))
+    reading = read_annotations([candidate_of(config)], work, lambda done, total: say("reading the other annotations", done, total))
     root = images_root(config)
     paths = []
     for things in reading.things():

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from boxcar.pipelines.audit.annotations import FamilyFrame, Reading, family_frame, read_annotations
+from boxcar.pipelines.audit.annotations import Candidate, Reading, candidate_of, read_annotations
 from boxcar.pipelines.audit.columns import Texts, Things
 from boxcar.pipelines.audit.consumers import LLAMA_FACTORY_MAX_PIXELS, llama_factory_size
 from boxcar.pipelines.audit.shards import open_folders, read_shards
@@ -35,19 +35,19 @@ T = TypeVar("T")
 def grid(photographs: Path, tokenizer: Path, work: Path, samples: int, repeat: int) -> None:
     """One core. `repeat`: how often the columns are gone through, for more samples than are written as JSON."""
     config = _config(photographs, tokenizer, work, samples)
-    frame = family_frame(config)
+    candidate = candidate_of(config)
     paths = [str(path) for path in islice((work / f"coco-{samples}-8" / "images").iterdir(), 100_000)]
     _, header_s = _measured(lambda: [read_header(path) for path in paths])
     print(f"headers: {len(paths) / header_s:,.0f} files for one CPU-second (warm disk, with the check for truncation)")
     shutil.rmtree(work / "columns", ignore_errors=True)
-    reading, read_s = _measured(lambda: read_annotations([frame], work / "columns"))
+    reading, read_s = _measured(lambda: read_annotations([candidate], work / "columns"))
     print(
         f"reading {samples:,} samples (index, headers, rules, turns, tokens): {read_s:.1f} CPU-s, {read_s / samples * 1e3:.3f} ms a sample"
     )
-    plan = _plan(frame)
+    plan = _plan(candidate)
     before = _peak_mb()
-    swept, sweep_s = _measured(lambda: sweep(_again(reading, frame, repeat), frame.grammar, plan))
-    cost = cost_rule(frame.frame.family, TrainConfig(output="runs"), [""], "H100", None)
+    swept, sweep_s = _measured(lambda: sweep(_again(reading, candidate, repeat), candidate.grammar, plan))
+    cost = cost_rule(candidate.frame.family, TrainConfig(output="runs"), [""], "H100", None)
     settings, pack_s = _measured(lambda: settings_of(swept, cost))
     total = samples * repeat
     print(
@@ -62,10 +62,10 @@ def shards(photographs: Path, tokenizer: Path, work: Path, samples: int, rows: t
     folder = Path(config.output)
     if not (folder / manifests.MANIFEST_NAME).exists():
         convert(config, Progress(lambda *_: None, lambda _: None))
-    frame = family_frame(config)
+    candidate = candidate_of(config)
     manifest = manifests.load(folder)
     written = sum(entry.num_rows for entry in manifest.shards)
-    plan = _plan(frame)
+    plan = _plan(candidate)
     for wanted in rows:
         times = max(1, round(wanted / written))
         many = work / f"shards-{wanted}"
@@ -75,7 +75,9 @@ def shards(photographs: Path, tokenizer: Path, work: Path, samples: int, rows: t
             os.link(folder / entry.name, many / entry.name)
         repeated = msgspec.structs.replace(manifest, shards=manifest.shards * times)
         (many / manifests.MANIFEST_NAME).write_bytes(manifests.dump(repeated))
-        _, taken = _measured(lambda many=many: sweep(read_shards(open_folders([many]), frame.frame, frame.grammar), frame.grammar, plan))  # type: ignore[misc]
+        _, taken = _measured(
+            lambda many=many: sweep(read_shards(open_folders([many]), candidate.frame, candidate.grammar), candidate.grammar, plan)
+        )  # type: ignore[misc]
         each = taken / (times * written) * 1e6
         print(
             f"shards of {times * written:,} rows, {len(plan.cutoffs) * len(plan.limits)} settings: {taken:.1f} CPU-s, "
@@ -133,15 +135,24 @@ def _config(photographs: Path, tokenizer: Path, work: Path, samples: int) -> Con
     )
 
 
-def _plan(frame: FamilyFrame) -> Plan:
+def _plan(candidate: Candidate) -> Plan:
     return plan_grid(
-        frame.frame.family, frame.frame.limits, 4096, None, PIXELS, CUTOFFS, 0, 0, frame.config.over_length, frame.config.shrink_images
+        candidate.frame.family,
+        candidate.frame.limits,
+        4096,
+        None,
+        PIXELS,
+        CUTOFFS,
+        0,
+        0,
+        candidate.config.over_length,
+        candidate.config.shrink_images,
     )
 
 
-def _again(reading: Reading, frame: FamilyFrame, repeat: int) -> Iterator[tuple[Things, Texts]]:
+def _again(reading: Reading, candidate: Candidate, repeat: int) -> Iterator[tuple[Things, Texts]]:
     for _ in range(repeat):
-        yield from reading.chunks(frame)
+        yield from reading.chunks(candidate)
 
 
 def _measured(work: Callable[[], T]) -> tuple[T, float]:

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from boxcar.pipelines.audit.annotations import FamilyFrame, Reading, family_frame, read_annotations
+from boxcar.pipelines.audit.annotations import Candidate, Reading, candidate_of, read_annotations
 from boxcar.pipelines.audit.columns import Things, load, save
 from boxcar.pipelines.audit.portrait import Portrait, portrait_of
 from boxcar.pipelines.audit.shards import open_folders, read_shards
@@ -55,11 +55,11 @@ def comparable(counts: Counts) -> dict[str, Any]:
     return plain
 
 
-def audited(reading: Reading, frame: FamilyFrame) -> tuple[Outcome, Landscape, Portrait]:
+def audited(reading: Reading, candidate: Candidate) -> tuple[Outcome, Landscape, Portrait]:
     """The workflow's own setting over all chunks."""
-    config, grammar, limits = frame.config, frame.grammar, frame.frame.limits
+    config, grammar, limits = candidate.config, candidate.grammar, candidate.frame.limits
     outcome, landscape, portrait = Outcome(), Landscape(), Portrait()
-    for things, texts in reading.chunks(frame):
+    for things, texts in reading.chunks(candidate):
         shrunk = measure_shrunk(things, texts, grammar, limits, config.cutoff_len) if config.shrink_images else None
         measured, max_pixels = shrunk or (measure(things, texts, grammar, limits), None)
         outcome.add(outcome_of(things, texts, grammar, measured, Trial(limits, config.cutoff_len, config.over_length, max_pixels)))
@@ -71,10 +71,10 @@ def audited(reading: Reading, frame: FamilyFrame) -> tuple[Outcome, Landscape, P
 
 def check_equal(config: ConvertConfig, work: Path) -> None:
     """Convert and audit: one set of counts."""
-    frame = family_frame(config)
-    reading = read_annotations([frame], work)
+    candidate = candidate_of(config)
+    reading = read_annotations([candidate], work)
     manifest = run(config)
-    outcome, landscape, portrait = audited(reading, frame)
+    outcome, landscape, portrait = audited(reading, candidate)
     expected, found = comparable(manifest.counts), comparable(outcome.counts)
     kept, _, dropped = expected["rules"].pop("under_one_token", (0, 0, 0))
     if not config.shrink_images:
@@ -120,8 +120,8 @@ def test_real_sets_count_as_their_conversion(name: str, family: str, tmp_path: P
 
 
 def test_a_second_audit_reads_nothing_again_and_a_new_family_adds_its_texts(demo: Path, tmp_path: Path) -> None:
-    first = family_frame(config_of(demo_source(demo), "qwen2_5_vl", tmp_path / "shards"))
-    second = family_frame(config_of(demo_source(demo), "qwen3_vl", tmp_path / "shards"))
+    first = candidate_of(config_of(demo_source(demo), "qwen2_5_vl", tmp_path / "shards"))
+    second = candidate_of(config_of(demo_source(demo), "qwen3_vl", tmp_path / "shards"))
     calls: list[tuple[int, int]] = []
     reading = read_annotations([first], tmp_path, lambda done, total: calls.append((done, total)))
     assert calls == [(0, 3), (1, 3), (2, 3), (3, 3)]
@@ -139,17 +139,17 @@ def test_a_second_audit_reads_nothing_again_and_a_new_family_adds_its_texts(demo
 def test_other_annotations_are_other_columns(demo: Path, tmp_path: Path) -> None:
     annotations = write_coco(tmp_path / "set", [{"id": 1, "file_name": "a.jpg", "width": 64, "height": 48}])
     source = {"reader": "coco", "annotations": str(annotations), "trust_sizes": True}
-    frame = family_frame(config_of(source, "qwen2_5_vl", tmp_path / "shards"))
-    first = read_annotations([frame], tmp_path / "work")
+    candidate = candidate_of(config_of(source, "qwen2_5_vl", tmp_path / "shards"))
+    first = read_annotations([candidate], tmp_path / "work")
     write_coco(tmp_path / "set", [{"id": number, "file_name": f"{number}.jpg", "width": 64, "height": 48} for number in (1, 2)])
-    second = read_annotations([frame], tmp_path / "work")
+    second = read_annotations([candidate], tmp_path / "work")
     assert first.folder != second.folder
     assert [things.num_records for things in second.things()] == [2]
 
 
 def test_damaged_columns_are_named(demo: Path, tmp_path: Path) -> None:
-    frame = family_frame(config_of(demo_source(demo), "qwen2_5_vl", tmp_path / "shards"))
-    reading = read_annotations([frame], tmp_path)
+    candidate = candidate_of(config_of(demo_source(demo), "qwen2_5_vl", tmp_path / "shards"))
+    reading = read_annotations([candidate], tmp_path)
     path = reading.folder / "things-00000.columns"
     things = load(path, Things)
     save(tmp_path / "copy.columns", things)
@@ -162,7 +162,7 @@ def test_damaged_columns_are_named(demo: Path, tmp_path: Path) -> None:
 def test_what_hangs_on_two_policies_at_once_is_refused(demo: Path, tmp_path: Path) -> None:
     both = config_of(demo_source(demo), "qwen2_5_vl", tmp_path / "shards", rules={"under_one_token": "drop"}, shrink_images=True)
     with pytest.raises(ConfigError, match="under_one_token: drop together with shrink_images"):
-        read_annotations([family_frame(both)], tmp_path)
+        read_annotations([candidate_of(both)], tmp_path)
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "qwen3_vl", "cogvlm"])
@@ -173,12 +173,12 @@ def test_shards_give_the_same_lengths(family: str, changes: dict[str, Any], demo
     changes = {**changes, "cutoff_len": cutoff_of(family, changes.get("cutoff_len", 1024))}
     config = config_of(demo_source(demo), family, tmp_path / "shards", **changes)
     manifest = run(config)
-    frame = family_frame(config)
+    candidate = candidate_of(config)
     outcome, landscape = Outcome(), Landscape()
-    for things, texts in read_shards(open_folders([tmp_path / "shards"]), frame.frame, frame.grammar):
-        measured = measure(things, texts, frame.grammar, frame.frame.limits)
-        outcome.add(outcome_of(things, texts, frame.grammar, measured, Trial(frame.frame.limits, config.cutoff_len)))
-        landscape.add(landscape_of(things, texts, frame.grammar, measured))
+    for things, texts in read_shards(open_folders([tmp_path / "shards"]), candidate.frame, candidate.grammar):
+        measured = measure(things, texts, candidate.grammar, candidate.frame.limits)
+        outcome.add(outcome_of(things, texts, candidate.grammar, measured, Trial(candidate.frame.limits, config.cutoff_len)))
+        landscape.add(landscape_of(things, texts, candidate.grammar, measured))
     found, counts = outcome.counts, manifest.counts
     assert found.total_tokens_histogram == counts.total_tokens_histogram
     assert found.visual_tokens_histogram == counts.visual_tokens_histogram
@@ -198,11 +198,11 @@ def test_shards_at_another_resolution_cost_what_a_conversion_there_does(demo: Pa
     smaller = config.model_copy(update={"image_max_pixels": 6272, "output": str(tmp_path / "smaller")})
     run(config)
     expected = run(smaller).counts
-    frame, there = family_frame(config), family_frame(smaller)
+    candidate, there = candidate_of(config), candidate_of(smaller)
     outcome = Outcome()
-    for things, texts in read_shards(open_folders([tmp_path / "shards"]), frame.frame, frame.grammar):
-        measured = measure(things, texts, frame.grammar, there.frame.limits)
-        outcome.add(outcome_of(things, texts, frame.grammar, measured, Trial(there.frame.limits, 4096)))
+    for things, texts in read_shards(open_folders([tmp_path / "shards"]), candidate.frame, candidate.grammar):
+        measured = measure(things, texts, candidate.grammar, there.frame.limits)
+        outcome.add(outcome_of(things, texts, candidate.grammar, measured, Trial(there.frame.limits, 4096)))
     assert outcome.counts.total_tokens_histogram == expected.total_tokens_histogram
     assert outcome.counts.text_tokens < run(config.model_copy(update={"output": str(tmp_path / "again")})).counts.text_tokens
 
@@ -233,9 +233,9 @@ def test_wording_is_linted() -> None:
 
 
 def test_images_and_boxes_of_a_resolution(demo: Path, tmp_path: Path) -> None:
-    frame = family_frame(config_of(demo_source(demo), "qwen3_vl", tmp_path / "shards"))
-    reading = read_annotations([frame], tmp_path)
-    _, landscape, portrait = audited(reading, frame)
+    candidate = candidate_of(config_of(demo_source(demo), "qwen3_vl", tmp_path / "shards"))
+    reading = read_annotations([candidate], tmp_path)
+    _, landscape, portrait = audited(reading, candidate)
     assert landscape.heat.sum() == landscape.boxes == landscape.iou[:, 0].sum()
     means = landscape.iou[:, 1][landscape.iou[:, 0] > 0] / landscape.iou[:, 0][landscape.iou[:, 0] > 0]
     assert ((means > 0.8) & (means <= 1)).all()

@@ -188,7 +188,8 @@ def write_error(path: Path, error: OSError) -> BoxcarError:
         str(path),
         found=f"{error.strerror or error} while writing",
         expected="a writable folder with enough disk space",
-        fix="Nothing that was there is lost. Free disk space or change `output`, then run the same command again.",
+        fix="Nothing that was there is lost. Free disk space or change `output`, then run the same command again: it continues where it "
+        "stopped.",
     )
 
 

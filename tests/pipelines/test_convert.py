@@ -491,7 +491,7 @@ def test_a_disk_that_is_full_says_so_and_more_room_ends_the_run(
     demo: Path, small_disk: Callable[[str], Path], expected: dict[str, bytes], size: str
 ) -> None:
     folder = small_disk(f"size={size}")
-    with pytest.raises(BoxcarError, match=r"No space left on device.*goes on where it stopped"):
+    with pytest.raises(BoxcarError, match=r"No space left on device.*continues where it stopped"):
         run(demo_config(demo, folder / "out"))
     assert not (folder / "out" / "manifest.json").exists()
     small_disk("remount,size=10m")

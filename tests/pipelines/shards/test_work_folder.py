@@ -140,7 +140,7 @@ def test_a_run_that_ended_before_its_plan_gives_way_to_another(tmp_path: Path) -
 
 def test_a_run_that_is_only_about_to_plan_gives_way_to_nobody(tmp_path: Path) -> None:
     work = opened(tmp_path)
-    with work.lock(), pytest.raises(BoxcarError, match="another boxcar convert at work"):
+    with work.lock(), pytest.raises(BoxcarError, match="another boxcar convert that writes to it"):
         WorkDir(str(tmp_path)).open(a_run(boxcar_version="2"))
     assert json.loads((work.state / "run.json").read_bytes())["boxcar_version"] == "1"
 

@@ -103,7 +103,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "picture": (b"\x89PNG\r\n\x1a\n\xff", "can't decode"),
     "other_json": (b'{"a": 1}', "missing required field"),
     "list": (b"[1, 2]", "no rows"),
-    "cut_json": (json.dumps(export("Ann", ANN)).encode()[:-5], "no export of ratings"),
+    "cut_json": (json.dumps(export("Ann", ANN)).encode()[:-5], "not an export of ratings"),
     "other_version": (json.dumps(export("Ann", ANN, version=2)).encode(), "boxcar-ratings version 2"),
     "other_format": (json.dumps(export("Ann", ANN, format="x")).encode(), "x version 1"),
     "unknown_rating": (json.dumps(export("Ann", {"a": "perfect"})).encode(), "rating 'perfect'"),

@@ -78,14 +78,14 @@ class BoxMark(msgspec.Struct, frozen=True):
     image_index: int = 0
 
 
-Part = str | ImageMark | BoxMark
+TextPart = str | ImageMark | BoxMark
 
 
 class DialogueTurn(msgspec.Struct, frozen=True):
     """One question and its answer, as text with images and boxes in their places."""
 
-    question: tuple[Part, ...]
-    answer: tuple[Part, ...]
+    question: tuple[TextPart, ...]
+    answer: tuple[TextPart, ...]
 
 
 class Record(msgspec.Struct, frozen=True):

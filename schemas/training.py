@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from boxcar.schemas.section import Section, Share
 from boxcar.schemas.task import TaskName
 
-Part = Literal["language", "merger", "vision"]
+NetworkPart = Literal["language", "merger", "vision"]
 ScheduleKind = Literal["all", "uniform", "progressive", "random_paced", "anti"]
 
 
@@ -86,7 +86,7 @@ class PhaseConfig(Section):
     until: Annotated[float, Field(gt=0.0, le=1.0)] = Field(description="Where the phase ends, as a share of the run.")
     schedule: ScheduleConfig | None = None
     tasks: dict[TaskName, Share] | None = Field(default=None, description="As mixture.tasks.")
-    trainable: tuple[Part, ...] | None = Field(
+    trainable: tuple[NetworkPart, ...] | None = Field(
         default=None, description="Parts that take steps in this phase, of those that lora or `full` make trainable."
     )
 
@@ -133,7 +133,7 @@ class LoraConfig(Section):
     rank: int = Field(default=16, ge=1, description="Rank of the adapter matrices (LLaMA-Factory: lora_rank).")
     alpha: float = Field(default=32.0, gt=0.0, description="The adapter is scaled by alpha / rank (lora_alpha).")
     dropout: float = Field(default=0.0, ge=0.0, lt=1.0, description="Dropout before the adapter (lora_dropout).")
-    parts: tuple[Part, ...] = Field(default=("language",), min_length=1, description="Parts of the network that get adapters.")
+    parts: tuple[NetworkPart, ...] = Field(default=("language",), min_length=1, description="Parts of the network that get adapters.")
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank).")
     use_dora: bool = Field(default=False, description="Weight-decomposed adapters: slower, often better at small ranks.")
 
@@ -261,7 +261,7 @@ class TrainConfig(PlanConfig):
         default="lora", description="qlora: the base in 4 bits (needs bitsandbytes; a trial on a CPU, too)."
     )
     lora: LoraConfig = LoraConfig()
-    full: tuple[Part, ...] = Field(default=("language", "merger"), description="Parts that `method: full` tunes.")
+    full: tuple[NetworkPart, ...] = Field(default=("language", "merger"), description="Parts that `method: full` tunes.")
     learning_rate: LearningRateConfig = LearningRateConfig()
     weight_decay: float = Field(default=0.0, ge=0.0, description="Of AdamW.")
     adam_betas: tuple[Annotated[float, Field(ge=0.0, lt=1.0)], Annotated[float, Field(ge=0.0, lt=1.0)]] = Field(

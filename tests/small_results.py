@@ -13,8 +13,8 @@ from boxcar.pipelines.families.family import Family
 from boxcar.train.answering.parse import parse, to_original_px
 from boxcar.train.data.store import ShardStore
 from boxcar.train.scoring.evaluate import ANSWERS, ANSWERS_SCHEMA, GROUNDING
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 from boxcar.train.scoring.score import score
-from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 
 def write_results(folder: Path, shards: Path, *, base: bool = True, logprobs: bool = False, seed: int = 0) -> dict[str, Any]:

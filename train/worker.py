@@ -22,7 +22,7 @@ from boxcar.pipelines.tokens.frame import Frame, frame_of
 from boxcar.schemas.adapter import AdapterCard, BaseRecord
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.task import TaskName
-from boxcar.schemas.training import Part, TrainConfig
+from boxcar.schemas.training import NetworkPart, TrainConfig
 from boxcar.train.answering.adapter import Opened, config_hash
 from boxcar.train.data.collate import MicroBatch
 from boxcar.train.data.store import ShardStore
@@ -162,10 +162,10 @@ class _Worker:
         )
 
     @property
-    def _tuned(self) -> tuple[Part, ...]:
+    def _tuned(self) -> tuple[NetworkPart, ...]:
         return self._config.full if self._config.method == "full" else self._config.lora.parts
 
-    def _phases(self, trained: set[Part]) -> list[tuple[Part, ...]]:
+    def _phases(self, trained: set[NetworkPart]) -> list[tuple[NetworkPart, ...]]:
         """Parts that take steps, by phase of the plan."""
         everything = tuple(sorted(trained))
         phases = [everything if phase.trainable is None else phase.trainable for phase in self._config.phases] or [everything]
@@ -179,7 +179,7 @@ class _Worker:
                 )
         return phases
 
-    def _log_start(self, trained: set[Part], strategy: Strategy) -> None:
+    def _log_start(self, trained: set[NetworkPart], strategy: Strategy) -> None:
         weights = sum(map(flops.num_weights, strategy.trainable.values()))
         everything = sum(map(flops.num_weights, self._model.parameters()))
         self.log(

@@ -13,7 +13,7 @@ from boxcar.pipelines.families.box_text import BoxText, CoordinateGrid
 from boxcar.pipelines.families.patches import ResizeRule
 from boxcar.schemas.record import Language
 from boxcar.schemas.task import TaskName
-from boxcar.schemas.training import Part
+from boxcar.schemas.training import NetworkPart
 
 PromptBank = Mapping[TaskName, Mapping[Language, tuple[str, ...]]]
 """Questions by task and language. `{label}` is the label, phrase or list of labels; `{box}` the place of a box (describe)."""
@@ -85,9 +85,9 @@ class Network:
 
     model_type: str
     """`model_type` of the base's config.json; "cogvlm" where the published config has none."""
-    part_names: Mapping[Part, str]
+    part_names: Mapping[NetworkPart, str]
     """Regular expression that a parameter's name begins with, for each part of the network."""
-    lora_targets: Mapping[Part, str]
+    lora_targets: Mapping[NetworkPart, str]
     """Regular expression that the whole name of a linear layer matches. Anchored: q_proj alone would also hit vision layers."""
     vision_module: str
     """Path of the vision tower within the network."""

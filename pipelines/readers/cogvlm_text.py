@@ -44,7 +44,7 @@ from boxcar.pipelines.readers.shared.marked_text import (
     read_rows,
     split_text,
 )
-from boxcar.schemas.record import PER_MILLE, Part, Record, Rejected
+from boxcar.schemas.record import PER_MILLE, Record, Rejected, TextPart
 from boxcar.schemas.workflow import SourceConfig
 
 MISSING_TEXT = "missing_text"
@@ -76,7 +76,7 @@ class CogvlmTextReader:
         return read_rows(unit, _Row, partial(_record, config))
 
 
-def _parse(marks: Marks, _: str, found: str) -> Sequence[Part]:
+def _parse(marks: Marks, _: str, found: str) -> Sequence[TextPart]:
     if not _BOXES.fullmatch(found):
         raise Refused(MALFORMED_BOX, f"found {found[:100]!r}, expected [[x0,y0,x1,y1]] or [[box;box]] with integers from 000 to 999")
     boxes = boxes_of(found)

@@ -50,7 +50,7 @@ from boxcar.pipelines.readers.shared.marked_text import (
     space_of_kind,
     split_text,
 )
-from boxcar.schemas.record import Box, BoxMark, BoxSpaceKind, DialogueTurn, ImageRef, Part, Record, Region, Rejected
+from boxcar.schemas.record import Box, BoxMark, BoxSpaceKind, DialogueTurn, ImageRef, Record, Region, Rejected, TextPart
 from boxcar.schemas.workflow import SourceConfig
 
 UNKNOWN_IMAGE = "unknown_image"
@@ -160,7 +160,7 @@ def _dialogue(turns: Sequence[_Turn], regions: Sequence[Region], marks: Marks) -
     if not turns:
         return ()
 
-    def parse(form: str, found: str) -> Sequence[Part]:
+    def parse(form: str, found: str) -> Sequence[TextPart]:
         return (marks.image(),) if form == "image" else (_box_mark(found, regions),)
 
     made = tuple(make_turn(split_text(turn.question, _PATTERN, parse), split_text(turn.answer, _PATTERN, parse)) for turn in turns)

@@ -43,7 +43,7 @@ from boxcar.pipelines.readers.shared.marked_text import (
     read_rows,
     split_text,
 )
-from boxcar.schemas.record import PER_MILLE, Part, Record, Rejected
+from boxcar.schemas.record import PER_MILLE, Record, Rejected, TextPart
 from boxcar.schemas.workflow import SourceConfig
 
 PICTURE_NUMBER = "picture_number"
@@ -69,7 +69,7 @@ class QwenVlChatReader:
         return read_rows(unit, _Row, partial(_record, config))
 
 
-def _parse(marks: Marks, form: str, found: str) -> Sequence[Part]:
+def _parse(marks: Marks, form: str, found: str) -> Sequence[TextPart]:
     if form != "picture":
         return marks.parse(form, found)
     mark = marks.image()

@@ -61,7 +61,7 @@ from boxcar.pipelines.readers.shared.marked_text import (
     split_text,
 )
 from boxcar.pipelines.readers.shared.query_rows import Objects, messages_of, with_image_marks, with_objects
-from boxcar.schemas.record import PER_MILLE, PIXELS, RELATIVE, Box, BoxMark, Part, Record, Rejected
+from boxcar.schemas.record import PER_MILLE, PIXELS, RELATIVE, Box, BoxMark, Record, Rejected, TextPart
 from boxcar.schemas.workflow import SourceConfig
 
 REF_COUNT_MISMATCH = "ref_count_mismatch"
@@ -125,7 +125,7 @@ class _ObjectMarks:
         self.refs = iter(refs)
         self.boxes = zip(image_ids, boxes, strict=True)
 
-    def parse(self, form: str, found: str) -> Sequence[Part]:
+    def parse(self, form: str, found: str) -> Sequence[TextPart]:
         if form == "ref_object":
             return (next(self.refs),)
         if form == "placeholders":

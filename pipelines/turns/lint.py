@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 
 from boxcar.schemas.manifest import Rejections
-from boxcar.schemas.record import BoxMark, DialogueTurn, ImageMark, Part, Record
+from boxcar.schemas.record import BoxMark, DialogueTurn, ImageMark, Record, TextPart
 
 ABOUT = {
     "image_after_text": "A question has text before its image. Trainers that cut sequences on the right then cut the image.",
@@ -65,7 +65,7 @@ def _turn(number: int, turn: DialogueTurn) -> list[tuple[str, str]]:
     return found
 
 
-def _image_after_text(parts: Sequence[Part]) -> bool:
+def _image_after_text(parts: Sequence[TextPart]) -> bool:
     text = False
     for part in parts:
         if isinstance(part, ImageMark) and text:
@@ -74,7 +74,7 @@ def _image_after_text(parts: Sequence[Part]) -> bool:
     return False
 
 
-def _words(parts: Sequence[Part]) -> str:
+def _words(parts: Sequence[TextPart]) -> str:
     return "".join(part for part in parts if isinstance(part, str)).strip()
 
 

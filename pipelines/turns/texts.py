@@ -11,7 +11,7 @@ import msgspec
 from boxcar.pipelines.families.family import Family
 from boxcar.pipelines.tokens.compose import TextSpec
 from boxcar.pipelines.tokens.tokenizer import PieceTable
-from boxcar.schemas.record import BoxMark, DialogueTurn, ImageMark, Part
+from boxcar.schemas.record import BoxMark, DialogueTurn, ImageMark, TextPart
 
 SPECIAL_TOKEN = "special_token_in_text"
 EMPTY_TEXT = "empty_text"
@@ -36,7 +36,7 @@ class PlacedBoxes(msgspec.Struct, gc=False):
 PlacedPart = str | ImageMark | PlacedBoxes
 
 
-def place_boxes(parts: Sequence[Part], first_row: int) -> tuple[list[PlacedPart], int]:
+def place_boxes(parts: Sequence[TextPart], first_row: int) -> tuple[list[PlacedPart], int]:
     """Replace each BoxMark by rows counted from `first_row`; also the row after the last."""
     placed: list[PlacedPart] = []
     row = first_row

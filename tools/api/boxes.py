@@ -14,8 +14,8 @@ from boxcar.schemas.errors import ConfigError
 from boxcar.train.answering import parse as replies
 from boxcar.train.answering.parse import Status
 from boxcar.train.scoring import score as metrics
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 from boxcar.train.scoring.score import Results
-from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 Boxes = Sequence[Sequence[float]] | npt.NDArray[np.floating] | npt.NDArray[np.integer]
 """(N, 4), xyxy."""

@@ -5,6 +5,7 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -24,7 +25,7 @@ from boxcar.schemas import manifest as manifests
 from boxcar.schemas.training import TrainConfig
 from boxcar.schemas.workflow import ConvertConfig
 from boxcar.tools.auditing.cost import cost_rule
-from boxcar.tools.auditing.grid import Plan, plan_grid, settings_of, sweep
+from boxcar.tools.auditing.grid import Plan, Swept, plan_grid, settings_of, sweep
 from boxcar.tools.bench.conversion import prepare
 
 CUTOFFS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 16384)
@@ -75,9 +76,7 @@ def shards(photographs: Path, tokenizer: Path, work: Path, samples: int, rows: t
             os.link(folder / entry.name, many / entry.name)
         repeated = msgspec.structs.replace(manifest, shards=manifest.shards * times)
         (many / manifests.MANIFEST_NAME).write_bytes(manifests.dump(repeated))
-        _, taken = _measured(
-            lambda many=many: sweep(read_shards(open_folders([many]), candidate.frame, candidate.grammar), candidate.grammar, plan)
-        )  # type: ignore[misc]
+        _, taken = _measured(partial(_sweep_shards, many, candidate, plan))
         each = taken / (times * written) * 1e6
         print(
             f"shards of {times * written:,} rows, {len(plan.cutoffs) * len(plan.limits)} settings: {taken:.1f} CPU-s, "
@@ -133,6 +132,10 @@ def _config(photographs: Path, tokenizer: Path, work: Path, samples: int) -> Con
         output=str(work / f"audit-shards-{samples}"),
         executor="inline",
     )
+
+
+def _sweep_shards(folder: Path, candidate: Candidate, plan: Plan) -> Swept:
+    return sweep(read_shards(open_folders([folder]), candidate.frame, candidate.grammar), candidate.grammar, plan)
 
 
 def _plan(candidate: Candidate) -> Plan:

@@ -162,7 +162,7 @@ def _first_asked(row: dict[str, Any]) -> tuple[str, int, str, int]:
 
 
 def _plain(label: str) -> str:
-    """Labels are compared as `train.scoring.scored` compares them."""
+    """Labels are compared as `train.scoring.questions` compares them."""
     return " ".join(label.casefold().split())
 
 

@@ -3,19 +3,14 @@
 LLaMA-Factory shrinks an image over `image_max_pixels` by whole pixels (int) before the processor *rounds* to its grid, where the family's
 own rule floors: a 1920 x 1080 image under 262144 px becomes 672 x 392 there and 672 x 364 here. Where a family counts in pixels of the
 resized image, such an image is written at the size that the numbers are of, which both leave as it is.
-
-Checked against LLaMA-Factory src/llamafactory/data/mm_plugin.py (2025).
 """
 
-import math
 from typing import Any
 
+from boxcar.pipelines.audit.consumers import llama_factory_size
 from boxcar.pipelines.families.patches import PixelLimits, ResizeRule
 from boxcar.tools.exporting.conversation import Job, questions_with_images, require_known_family, usable_turns
 from boxcar.train.data.messages import system_prompt
-
-LEAST_SIDE_PX = 28
-"""LLaMA-Factory's plug-in for Qwen2-VL brings every side up to this."""
 
 _LLAMA_FACTORY_README = """
 LLaMA-Factory (sharegpt), written by `boxcar export-data`.
@@ -47,22 +42,10 @@ LLaMA-Factory's own rounding.
 """.lstrip()
 
 
-def llama_factory_size(size_wh: tuple[int, int], limits: PixelLimits, resize: ResizeRule) -> tuple[int, int]:
-    """(width, height) that the model sees there: mm_plugin's own resize under image_max_pixels and image_min_pixels, then the processor's
+def size_seen_there(size_wh: tuple[int, int], limits: PixelLimits, resize: ResizeRule) -> tuple[int, int]:
+    """(width, height) that the model sees: LLaMA-Factory's own resize under image_max_pixels and image_min_pixels, then the processor's
     under the limits of the published checkpoint."""
-    width, height = size_wh
-    if width * height > limits.max_pixels:
-        factor = math.sqrt(limits.max_pixels / (width * height))
-        width, height = int(width * factor), int(height * factor)
-    if width * height < limits.min_pixels:
-        factor = math.sqrt(limits.min_pixels / (width * height))
-        width, height = int(width * factor), int(height * factor)
-    if min(width, height) < LEAST_SIDE_PX:
-        width, height = max(width, LEAST_SIDE_PX), max(height, LEAST_SIDE_PX)
-    if width / height > 200:
-        width = height * 180
-    if height / width > 200:
-        height = width * 180
+    width, height = llama_factory_size(*size_wh, limits.max_pixels, limits.min_pixels)
     published = resize.published_limits
     sizes = resize(width, height, published.min_pixels, published.max_pixels)
     return int(sizes.width), int(sizes.height)
@@ -79,8 +62,8 @@ def write_llama_factory(job: Job) -> str:
         for image in row["images"]:
             seen = image["resized_width"], image["resized_height"]
             file = job.files.find(image, row["folder"])
-            if absolute and llama_factory_size(file.size_wh, limits, resize) != seen:
-                if llama_factory_size(seen, limits, resize) != seen:
+            if absolute and size_seen_there(file.size_wh, limits, resize) != seen:
+                if size_seen_there(seen, limits, resize) != seen:
                     job.counts["left out: rows with an image that LLaMA-Factory resizes otherwise, whatever its size"] += 1
                     break
                 before = job.files.num_written

@@ -28,8 +28,8 @@ from boxcar.tools.training.train import train_with_progress
 from boxcar.train.answering.adapter import open_adapter
 from boxcar.train.job import complete_run, resolve
 from boxcar.train.scoring.evaluate import answer_all
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 from boxcar.train.scoring.score import number, score
-from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 FAMILY = "qwen3_vl"
 NUM_SCENES, NUM_HELD_OUT = 8000, 300

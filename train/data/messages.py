@@ -6,15 +6,15 @@ from boxcar.pipelines.families.family import Family
 from boxcar.pipelines.tokens.frame import Frame
 from boxcar.train.data.store import Row
 
-Part = str | None
+Segment = str | None
 """A piece of text, or None where an image stands."""
 
 
-def question_parts(family: Family, row: Row, questions: Sequence[str]) -> list[list[Part]]:
+def question_parts(family: Family, row: Row, questions: Sequence[str]) -> list[list[Segment]]:
     """Each question as pieces of text and images. The images of a row stand before its first question, or where a dialogue has them."""
     if not row["ordered"]:
         return [[*([None] * len(row["images"]) if number == 0 else []), text] for number, text in enumerate(questions)]
-    parts: list[list[Part]] = [[text] for text in questions]
+    parts: list[list[Segment]] = [[text] for text in questions]
     for number in range(1, len(row["images"]) + 1):
         mark = family.chat.image_in_question(number)
         if mark:
@@ -24,7 +24,7 @@ def question_parts(family: Family, row: Row, questions: Sequence[str]) -> list[l
     return [[part for part in one if part != ""] for one in parts]
 
 
-def _cut_at(parts: list[list[Part]], mark: str) -> None:
+def _cut_at(parts: list[list[Segment]], mark: str) -> None:
     """Replace the first `mark` by an image."""
     for one in parts:
         for place, text in enumerate(one):

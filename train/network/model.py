@@ -30,7 +30,7 @@ from boxcar.train.network.attention import SEGMENTS, TEXT_ATTENTION, VISION_ATTE
 from boxcar.train.network.native.catalog import NATIVE, open_config
 
 if TYPE_CHECKING:
-    from boxcar.schemas.training import LoraConfig, Part
+    from boxcar.schemas.training import LoraConfig, NetworkPart
     from boxcar.train.data.collate import MicroBatch
 
 _PEFT_PREFIX = "base_model.model."
@@ -322,13 +322,13 @@ def attach_lora(base: Base, lora: "LoraConfig", *, seed: int, quantised: bool = 
     return model
 
 
-def unfreeze(base: Base, parts: Sequence["Part"]) -> None:
+def unfreeze(base: Base, parts: Sequence["NetworkPart"]) -> None:
     """Full fine-tuning of these parts; all others are frozen."""
     for name, parameter in base.model.named_parameters():
         parameter.requires_grad_(part_of(name, base.family.network) in parts)
 
 
-def part_of(name: str, network: Network) -> "Part":
+def part_of(name: str, network: Network) -> "NetworkPart":
     """Which part a parameter belongs to, by its name in the network or under peft."""
     plain = name.removeprefix(_PEFT_PREFIX)
     for part, pattern in network.part_names.items():

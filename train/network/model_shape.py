@@ -25,7 +25,7 @@ import numpy as np
 from boxcar.pipelines.families.catalog import FAMILIES
 from boxcar.pipelines.families.family import Architecture, Network
 from boxcar.schemas.errors import ConfigError
-from boxcar.schemas.training import LoraConfig, Part
+from boxcar.schemas.training import LoraConfig, NetworkPart
 
 if TYPE_CHECKING:
     from boxcar.train.data.collate import MicroBatch
@@ -153,7 +153,7 @@ def _size(config: Mapping[str, Any], network: Network, lora: LoraConfig | None) 
     language = layers * decoder.weights
     head = hidden * text["vocab_size"]
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    trained: dict[Part, int] = {
+    trained: dict[NetworkPart, int] = {
         "language": _adapters(decoder.linears, "model.language_model.layers.0.", network, "language", lora) * layers,
         "vision": _adapters(tower.block.linears, "model.visual.blocks.0.", network, "vision", lora) * tower.depth,
         "merger": _adapters(merger.linears, "model.visual.", network, "merger", lora),
@@ -294,7 +294,7 @@ _LAYERS: dict[Architecture, Callable[[_Section, _Section], _Layers]] = {
 """Architectures that are counted from config.json alone."""
 
 
-def _adapters(layers: Iterable[_Linear], path: str, network: Network, part: Part, lora: LoraConfig | None) -> int:
+def _adapters(layers: Iterable[_Linear], path: str, network: Network, part: NetworkPart, lora: LoraConfig | None) -> int:
     """Weights of the adapters of these layers: A (rank, in) and B (out, rank); DoRA has a magnitude for each output as well."""
     if lora is None or part not in lora.parts:
         return 0

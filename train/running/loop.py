@@ -28,7 +28,7 @@ from boxcar.train.running.schedule import EarlyStop, LossWatch, rate_factor
 from boxcar.train.running.strategy import Strategy
 
 if TYPE_CHECKING:
-    from boxcar.schemas.training import Part, TrainConfig
+    from boxcar.schemas.training import NetworkPart, TrainConfig
     from boxcar.train.data.collate import MicroBatch
 
 NUM_NAMED_SAMPLES = 5
@@ -83,7 +83,7 @@ class Trainer:
     around: Surroundings
     device: torch.device
     shape: ModelShape
-    trainable_by_phase: "list[tuple[Part, ...]]"
+    trainable_by_phase: "list[tuple[NetworkPart, ...]]"
     peak_flops: float | None = None
     world_size: int = 1
 

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from boxcar.pipelines.ragged import IntColumn
 from boxcar.schemas.errors import ConfigError
-from boxcar.train.scoring.scored import STRAY, FloatColumn, Scored, scored
+from boxcar.train.scoring.questions import STRAY, FloatColumn, Questions, read_questions
 
 ScoreRule = Literal["const", "rank", "logprob"]
 MAX_DETS = (1, 10, 100)
@@ -51,7 +51,7 @@ class CocoAP:
 
 
 def coco_ap(table: pa.Table, rule: ScoreRule) -> CocoAP:
-    """AP and AR over every label of a table of `train.scoring.scored.SCORED_SCHEMA`, tasks detect, detect_joint and absent.
+    """AP and AR over every label of a table of `train.scoring.questions.SCORED_SCHEMA`, tasks detect, detect_joint and absent.
 
     Where a label is asked for twice in an image, the second question is about a copy of the image: its true boxes are not doubled. An
     absent object that gets boxes is a false positive where its label occurs elsewhere; a label that never occurs in the truth has no AP.
@@ -82,7 +82,7 @@ def _say_nothing(*_: object) -> None:
     """The library prints its table unless it is given something else to print with."""
 
 
-def _of_categories(table: pa.Table) -> Scored:
+def _of_categories(table: pa.Table) -> Questions:
     tasks = pa.array(["detect", "detect_joint", "absent"])
     chosen = table.filter(pc.is_in(table["task"], value_set=tasks)) if "task" in table.schema.names else table
     if not chosen.num_rows:
@@ -92,10 +92,10 @@ def _of_categories(table: pa.Table) -> Scored:
             expected="turns of detect, detect_joint or absent",
             fix="For phrases, see rec and grec.",
         )
-    return scored(chosen)
+    return read_questions(chosen)
 
 
-def _as_coco(questions: Scored, rule: ScoreRule) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def _as_coco(questions: Questions, rule: ScoreRule) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Truth and predictions in COCO's own form, ids from 1."""
     units = questions.units
     image_of_unit, size_of_image = _images(questions)
@@ -118,7 +118,7 @@ def _as_coco(questions: Scored, rule: ScoreRule) -> tuple[dict[str, Any], list[d
     return truth, predictions
 
 
-def _images(questions: Scored) -> tuple[IntColumn, IntColumn]:
+def _images(questions: Questions) -> tuple[IntColumn, IntColumn]:
     """(U,) image of each unit, the n-th question about a label in its n-th copy; (images, 2) width and height."""
     units = questions.units
     image = questions.codes("image")[0][units.question]
@@ -135,7 +135,7 @@ def _xywh(boxes: FloatColumn) -> FloatColumn:
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
 
 
-def _scores(questions: Scored, rule: ScoreRule) -> FloatColumn:
+def _scores(questions: Questions, rule: ScoreRule) -> FloatColumn:
     """(M,) score of every box of the column predicted_boxes, in its order."""
     lengths = questions.lengths("predicted_boxes")
     total = int(lengths.sum())

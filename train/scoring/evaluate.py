@@ -36,8 +36,8 @@ from boxcar.train.running.run_folder import ADAPTER
 from boxcar.train.scoring.captions import caption_figures, require_captions
 from boxcar.train.scoring.coco_ap import coco_ap
 from boxcar.train.scoring.leakage import shared_with_training
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 from boxcar.train.scoring.score import Section, markdown, number, results_of, score
-from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 NUM_NAMED_PAIRS = 5
 OnEvent = Callable[[dict[str, Any]], None]

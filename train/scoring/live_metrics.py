@@ -20,8 +20,8 @@ from boxcar.train.data.store import ShardStore
 from boxcar.train.network.model import Base, in_packs, in_rows
 from boxcar.train.running.sessions import Session
 from boxcar.train.scoring.evaluate import answers_table, slice_of
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 from boxcar.train.scoring.score import Section, score
-from boxcar.train.scoring.scored import SCORED_SCHEMA
 
 WATCHED: tuple[tuple[Section, str], ...] = (
     ("rec", "mean_iou"),

@@ -23,7 +23,7 @@ import pyarrow as pa
 from boxcar.pipelines.boxes import geometry
 from boxcar.pipelines.ragged import IntColumn, offsets_of
 from boxcar.train.answering.parse import Status
-from boxcar.train.scoring.scored import STRAY, FloatColumn, Scored, Units, scored
+from boxcar.train.scoring.questions import STRAY, FloatColumn, Questions, Units, read_questions
 
 Section = Literal["rec", "objects", "grec", "format"]
 REC_IOUS = (0.5, 0.75, 0.9)
@@ -98,12 +98,12 @@ class Results:
 
 
 def score(table: pa.Table, *, draws: int = 1000, seed: int = 0, grec_official: bool = False) -> Results:
-    """All metrics of a table of `train.scoring.scored.SCORED_SCHEMA`; the order of its rows changes nothing.
+    """All metrics of a table of `train.scoring.questions.SCORED_SCHEMA`; the order of its rows changes nothing.
 
     draws: of the bootstrap; 0 leaves out the intervals. grec_official: see GREC_OFFICIAL. Raises ShardError where the table is none, does
     not fit together or asks for no boxes.
     """
-    questions = scored(table)
+    questions = read_questions(table)
     metrics = [
         *_rec(questions),
         *_objects(questions),
@@ -154,14 +154,14 @@ def _share(section: Section, name: str, row: IntColumn, above: npt.NDArray[Any],
     return _Metric(section, name, row, above[:, None], below[:, None])
 
 
-def _single(questions: Scored) -> npt.NDArray[np.bool_]:
+def _single(questions: Questions) -> npt.NDArray[np.bool_]:
     """(U,) whether a unit is the only one of its question."""
     units = questions.units
     per_question = np.bincount(units.question[units.label != STRAY], minlength=len(questions))
     return np.asarray((per_question[units.question] == 1) & (units.label != STRAY))
 
 
-def _sizes(questions: Scored, boxes_px: npt.NDArray[np.float64], row: IntColumn) -> IntColumn:
+def _sizes(questions: Questions, boxes_px: npt.NDArray[np.float64], row: IntColumn) -> IntColumn:
     """(n,) index into SIZES of boxes in original pixels, by their area in the pixels that the model saw."""
     area = geometry.area(boxes_px) / (questions.column("width") * questions.column("height"))[row]
     seen = area * (questions.column("resized_width") * questions.column("resized_height"))[row]
@@ -177,7 +177,7 @@ def _first_iou(units: Units, chosen: IntColumn) -> FloatColumn:
     return iou
 
 
-def _rec(questions: Scored) -> Iterator[_Metric]:
+def _rec(questions: Questions) -> Iterator[_Metric]:
     units = questions.units
     chosen = np.flatnonzero(_single(questions) & (units.num_truth == 1))
     row = units.question[chosen]
@@ -189,7 +189,7 @@ def _rec(questions: Scored) -> Iterator[_Metric]:
         yield replace(metric, size=size)
 
 
-def _objects(questions: Scored) -> Iterator[_Metric]:
+def _objects(questions: Questions) -> Iterator[_Metric]:
     units = questions.units
     row = units.question
     of_predicted, _ = units.match(units.pair_iou, OBJECT_IOUS[0])
@@ -229,7 +229,7 @@ def _is_duplicate(units: Units) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _object_sizes(questions: Scored) -> Iterator[_Metric]:
+def _object_sizes(questions: Questions) -> Iterator[_Metric]:
     """A label's boxes have many sizes, and only true ones have theirs for certain: so recall alone."""
     units = questions.units
     _, of_truth = units.match(units.pair_iou, OBJECT_IOUS[0])
@@ -237,7 +237,7 @@ def _object_sizes(questions: Scored) -> Iterator[_Metric]:
     yield replace(_share("objects", "recall_50", row, np.isfinite(of_truth)), size=_sizes(questions, units.truth, row))
 
 
-def _grec(questions: Scored, *, official: bool) -> Iterator[_Metric]:
+def _grec(questions: Questions, *, official: bool) -> Iterator[_Metric]:
     units = questions.units
     chosen = _single(questions)
     likeness = units.pair_iou
@@ -256,7 +256,7 @@ def _grec(questions: Scored, *, official: bool) -> Iterator[_Metric]:
     yield _share("grec", "t_acc", row, (~absent & (units.num_predicted > 0))[chosen], ~absent[chosen])
 
 
-def _format(questions: Scored) -> Iterator[_Metric]:
+def _format(questions: Questions) -> Iterator[_Metric]:
     row = np.arange(len(questions))
     status = questions.column("status")
     for read_as in STATUSES:
@@ -274,7 +274,7 @@ def _format(questions: Scored) -> Iterator[_Metric]:
         yield replace(_share("format", f"repair:{repair}", row, np.isin(row, repaired[repairs == repair])), only_by=("all",))
 
 
-def _labels_as_asked(questions: Scored) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+def _labels_as_asked(questions: Questions) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """((P,) boxes that have a label, and for each of them whether it is one that was asked for, letter by letter)."""
     columns = [questions.table[name].to_pylist() for name in ("asked", "predicted_labels")]
     pairs = [(label, set(asked)) for asked, labels in zip(*columns, strict=True) for label in labels or ()]
@@ -282,7 +282,7 @@ def _labels_as_asked(questions: Scored) -> tuple[npt.NDArray[np.bool_], npt.NDAr
     return named, np.array([label in asked for label, asked in pairs if label is not None], np.bool_)
 
 
-def _notes(questions: Scored) -> Iterator[str]:
+def _notes(questions: Questions) -> Iterator[str]:
     units = questions.units
     named = units.label != STRAY
     if questions.num_left_out:
@@ -303,7 +303,7 @@ def _notes(questions: Scored) -> Iterator[str]:
 # ---- sums, ratios and intervals
 
 
-def _measures(questions: Scored, metrics: Sequence[_Metric], draws: int, seed: int) -> Iterator[Measure]:
+def _measures(questions: Questions, metrics: Sequence[_Metric], draws: int, seed: int) -> Iterator[Measure]:
     image, image_names = questions.codes("image")
     everything: tuple[str, IntColumn, list[str]] = ("all", np.zeros(len(questions), np.int64), ["all"])
     blocks: list[tuple[str, str, _Block]] = []

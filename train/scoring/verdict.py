@@ -2,7 +2,7 @@
 
 | of a question | definition                                                                                                      |
 |---------------|-----------------------------------------------------------------------------------------------------------------|
-| box IoU       | of a predicted box with the true box it is matched to (`scored.Units.match`), 0 where it has none               |
+| box IoU       | of a predicted box with the true box it is matched to (`questions.Units.match`), 0 where it has none               |
 | IoU           | sum of the box IoUs / the larger of the two numbers of boxes; not defined where nothing true is there           |
 | right         | as many boxes as are true, each matched at IoU >= .5; an absent object: no box, by a reply that could be read    |
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from boxcar.pipelines.ragged import offsets_of
-from boxcar.train.scoring.scored import SCORED_SCHEMA, FloatColumn, Units, scored
+from boxcar.train.scoring.questions import SCORED_SCHEMA, FloatColumn, Units, read_questions
 
 RIGHT_IOU = 0.5
 _LEAST_IOU = 1e-9
@@ -37,7 +37,7 @@ class Verdicts:
 
 
 def verdicts(table: pa.Table) -> Verdicts:
-    """The verdict on each row of a table with (at least) the columns of `train.scoring.scored.SCORED_SCHEMA`.
+    """The verdict on each row of a table with (at least) the columns of `train.scoring.questions.SCORED_SCHEMA`.
 
     Raises ShardError where the table does not fit together.
     """
@@ -47,7 +47,7 @@ def verdicts(table: pa.Table) -> Verdicts:
     plain = table.select(SCORED_SCHEMA.names).cast(SCORED_SCHEMA)
     if not pc.any(pc.greater(pc.list_value_length(plain["asked"]), 0)).as_py():
         return Verdicts(iou, right, box_iou)
-    questions = scored(plain)
+    questions = read_questions(plain)
     row_of = {name: row for row, name in enumerate(_names(plain))}
     rows = np.array([row_of[name] for name in _names(questions.table)])
     units = questions.units

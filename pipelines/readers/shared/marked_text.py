@@ -38,7 +38,7 @@ from boxcar.pipelines import storage
 from boxcar.pipelines.readers.reader import Refused, SourcePlan, Unit
 from boxcar.pipelines.readers.shared.json_blocks import count_offsets, decode_element, read_range
 from boxcar.schemas.errors import AnnotationError
-from boxcar.schemas.record import Box, BoxMark, BoxSpace, BoxSpaceKind, DialogueTurn, ImageMark, ImageRef, Part, Record, Rejected
+from boxcar.schemas.record import Box, BoxMark, BoxSpace, BoxSpaceKind, DialogueTurn, ImageMark, ImageRef, Record, Rejected, TextPart
 from boxcar.schemas.workflow import SourceConfig
 
 UNREADABLE_ROW = "unreadable_row"
@@ -156,7 +156,7 @@ _ROLES = {"human": _QUESTION, "user": _QUESTION, "gpt": _ANSWER, "assistant": _A
 _IMAGE_MARKER = re.compile(r"<image>|<img>")
 
 
-def pair_turns(messages: Sequence[Message], split: Callable[[str], tuple[Part, ...]]) -> tuple[str | None, tuple[DialogueTurn, ...]]:
+def pair_turns(messages: Sequence[Message], split: Callable[[str], tuple[TextPart, ...]]) -> tuple[str | None, tuple[DialogueTurn, ...]]:
     """The system prompt, None where there is none, and the turns. `split` gets the texts of questions and answers in order, each once."""
     spoken = [_said(number, message) for number, message in enumerate(messages, start=1)]
     system = None
@@ -174,7 +174,7 @@ def pair_turns(messages: Sequence[Message], split: Callable[[str], tuple[Part, .
     return system, tuple(turns)
 
 
-def make_turn(question: tuple[Part, ...], answer: tuple[Part, ...]) -> DialogueTurn:
+def make_turn(question: tuple[TextPart, ...], answer: tuple[TextPart, ...]) -> DialogueTurn:
     if all(isinstance(part, str) and not part.strip() for part in answer):
         raise Refused(EMPTY_ANSWER, "found an empty answer, expected text or boxes")
     if any(isinstance(part, ImageMark) for part in answer):
@@ -224,7 +224,7 @@ class Marks:
         self.space = space
         """None: boxes in the text are refused."""
 
-    def parse(self, form: str, found: str) -> Sequence[Part]:
+    def parse(self, form: str, found: str) -> Sequence[TextPart]:
         """The parts that a piece of text of this form stands for."""
         return _PARSERS[form](self, found)
 
@@ -274,12 +274,12 @@ def space_of_kind(kind: BoxSpaceKind, config: SourceConfig) -> BoxSpace:
     return BoxSpace(kind, config.box_space_family, config.box_space_min_pixels or 0, config.box_space_max_pixels or 0)
 
 
-def split_text(text: str, pattern: re.Pattern[str], parse: Callable[[str, str], Sequence[Part]]) -> tuple[Part, ...]:
+def split_text(text: str, pattern: re.Pattern[str], parse: Callable[[str, str], Sequence[TextPart]]) -> tuple[TextPart, ...]:
     """Text cut at its marks. `parse` gets the name of the form and the text found, and returns what stands there instead.
 
     No part is an empty string and no two strings are neighbours.
     """
-    parts: list[Part] = []
+    parts: list[TextPart] = []
     end = 0
     for match in pattern.finditer(text):
         if match.lastgroup is None or match.lastgroup == _TEXT:
@@ -292,7 +292,7 @@ def split_text(text: str, pattern: re.Pattern[str], parse: Callable[[str, str], 
     return tuple(parts)
 
 
-def _append(parts: list[Part], part: Part) -> None:
+def _append(parts: list[TextPart], part: TextPart) -> None:
     if isinstance(part, str) and parts and isinstance(before := parts[-1], str):
         parts[-1] = before + part
     elif part != "":
@@ -376,11 +376,11 @@ def boxes_of(text: str) -> list[Box]:
     return list(zip(numbers[::4], numbers[1::4], numbers[2::4], numbers[3::4], strict=True))
 
 
-def _parse_image(marks: Marks, _: str) -> Sequence[Part]:
+def _parse_image(marks: Marks, _: str) -> Sequence[TextPart]:
     return (marks.image(),)
 
 
-def _parse_json(marks: Marks, found: str) -> Sequence[Part]:
+def _parse_json(marks: Marks, found: str) -> Sequence[TextPart]:
     runs: list[tuple[str, list[Box]]] = []
     for text in _OBJECT_ONLY.findall(found):
         if '"point_2d"' in text:
@@ -397,7 +397,7 @@ def _parse_json(marks: Marks, found: str) -> Sequence[Part]:
     return [marks.boxes(found, boxes, label) for label, boxes in runs]
 
 
-def _parse_tagged(marks: Marks, found: str) -> Sequence[Part]:
+def _parse_tagged(marks: Marks, found: str) -> Sequence[TextPart]:
     boxes: list[Box] = []
     for kind, body in _BODIES.findall(found):
         if _POINT.fullmatch(body.strip()):
@@ -423,21 +423,21 @@ def _stripped(text: str) -> tuple[str, str, str]:
     return text[:start], core, text[start + len(core) :]
 
 
-def _parse_ref_only(_: Marks, found: str) -> Sequence[Part]:
+def _parse_ref_only(_: Marks, found: str) -> Sequence[TextPart]:
     label = _LABEL.match(found)
     assert label is not None
     return (label[1],)
 
 
-def _parse_stray(_: Marks, found: str) -> Sequence[Part]:
+def _parse_stray(_: Marks, found: str) -> Sequence[TextPart]:
     raise Refused(MALFORMED_BOX, f"found {found[:100]!r} that is no part of a whole box, expected the complete form")
 
 
-def _parse_brackets(marks: Marks, found: str) -> Sequence[Part]:
+def _parse_brackets(marks: Marks, found: str) -> Sequence[TextPart]:
     return (marks.boxes(found, boxes_of(found)),)
 
 
-def _parse_list(marks: Marks, found: str) -> Sequence[Part]:
+def _parse_list(marks: Marks, found: str) -> Sequence[TextPart]:
     if marks.space is None or not marks.num_images or not _PLAIN_LISTS.fullmatch(found):
         return (found,)
     boxes = boxes_of(found)
@@ -447,7 +447,7 @@ def _parse_list(marks: Marks, found: str) -> Sequence[Part]:
     return (marks.boxes(found, boxes),)
 
 
-_PARSERS: dict[str, Callable[[Marks, str], Sequence[Part]]] = {
+_PARSERS: dict[str, Callable[[Marks, str], Sequence[TextPart]]] = {
     "image": _parse_image,
     "json": _parse_json,
     "stray_json": _parse_stray,

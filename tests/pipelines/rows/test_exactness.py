@@ -33,7 +33,7 @@ from boxcar.pipelines.tokens.compose import compose
 from boxcar.pipelines.tokens.frame import Frame
 from boxcar.pipelines.tokens.tokenizer import PieceTable
 from boxcar.pipelines.turns.texts import Scribe
-from boxcar.schemas.record import Box, BoxMark, DialogueTurn, ImageMark, ImageRef, Part, Record, Region, Rejected
+from boxcar.schemas.record import Box, BoxMark, DialogueTurn, ImageMark, ImageRef, Record, Region, Rejected, TextPart
 from boxcar.schemas.workflow import ConvertConfig, SourceConfig, TaskConfig
 from tests.places import GOLDEN, SHARED
 from tests.small_tokenizers import TOKENIZER_OF_FAMILY, folder_of, needs_real_qwen
@@ -345,7 +345,7 @@ def dialogue_records(draw: st.DrawFn, record_id: str = "1", *, max_images: int, 
     turn_of_image = sorted(draw(st.lists(st.integers(0, num_turns - 1), min_size=len(images), max_size=len(images))))
     turns = []
     for number in range(num_turns):
-        question: list[Part] = list(draw(st.lists(st.one_of(dialogue_texts, marks), min_size=1, max_size=4)))
+        question: list[TextPart] = list(draw(st.lists(st.one_of(dialogue_texts, marks), min_size=1, max_size=4)))
         for index in [index for index, turn in enumerate(turn_of_image) if turn == number]:
             first = 1 + max((place for place, part in enumerate(question) if isinstance(part, ImageMark)), default=-1)
             question.insert(draw(st.integers(first, len(question))), ImageMark(index))
@@ -479,7 +479,7 @@ BOX = (100.0, 200.0, 500.0, 900.0)
 
 
 def talk(
-    *turns: tuple[tuple[Part, ...], tuple[Part, ...]], images: tuple[ImageRef, ...] = PICTURES[:1], system: str | None = None
+    *turns: tuple[tuple[TextPart, ...], tuple[TextPart, ...]], images: tuple[ImageRef, ...] = PICTURES[:1], system: str | None = None
 ) -> Record:
     return record(images=images, dialogue=tuple(DialogueTurn(*turn) for turn in turns), system=system)
 
@@ -596,7 +596,7 @@ TRICKS = [
 
 
 @pytest.mark.parametrize(("family", "answer"), TRICKS)
-def test_no_text_of_the_source_makes_a_control_token(family: str, answer: tuple[Part, ...]) -> None:
+def test_no_text_of_the_source_makes_a_control_token(family: str, answer: tuple[TextPart, ...]) -> None:
     result = new_unit(family, TOKENIZER_OF_FAMILY[family]).convert([talk((ASK, answer))], DECLARED_SIZES)
     assert {reason: entry.count for reason, entry in result.counts.records_rejected.items()} == {"special_token_in_text": 1}
 

@@ -18,7 +18,7 @@ from boxcar.schemas.record import BoxMark, Record
 from boxcar.schemas.workflow import SourceConfig
 from boxcar.tools.exporting.export_data import export_data
 from boxcar.tools.exporting.export_results import export_results
-from boxcar.tools.exporting.to_llama_factory import llama_factory_size
+from boxcar.tools.exporting.to_llama_factory import size_seen_there
 from tests.small_results import write_results
 from tests.small_sets import config, picture, read_rows, run, write_coco
 from tests.tools.test_cli import invoke, mistake
@@ -117,9 +117,9 @@ def test_llama_factory_s_size_is_its_own() -> None:
     resize = find_family("qwen2_5_vl").resize
     assert isinstance(resize, SmartResize)
     limits = PixelLimits(3136, 262_144)
-    assert llama_factory_size((1920, 1080), limits, resize) == (672, 392)
+    assert size_seen_there((1920, 1080), limits, resize) == (672, 392)
     assert (int(resize(1920, 1080, 3136, 262_144).width), int(resize(1920, 1080, 3136, 262_144).height)) == (672, 364)
-    assert llama_factory_size((640, 480), PixelLimits(3136, 1_003_520), resize) == (644, 476)
+    assert size_seen_there((640, 480), PixelLimits(3136, 1_003_520), resize) == (644, 476)
 
 
 @pytest.mark.parametrize("name", ["qwen2_5_vl", "qwen3_vl", "qwen2_vl", "shrunk"])
@@ -138,7 +138,7 @@ def test_llama_factory_sees_the_frame_that_the_numbers_are_of(shards: dict[str, 
             size = file.size
         image = row["images"][0]
         if family.name == "qwen2_5_vl":
-            assert llama_factory_size(size, limits, family.resize) == (image["resized_width"], image["resized_height"])
+            assert size_seen_there(size, limits, family.resize) == (image["resized_width"], image["resized_height"])
         answers = [message["content"] for message in entry["messages"] if message["role"] == "assistant"]
         assert answers == [turn["answer"] for turn in row["turns"]], "not a sign is changed"
         assert entry["messages"][0]["content"] == "<image>" + row["turns"][0]["question"]

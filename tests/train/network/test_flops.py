@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from boxcar.pipelines.families.catalog import FAMILIES, find_family
-from boxcar.schemas.training import LoraConfig, Part
+from boxcar.schemas.training import LoraConfig, NetworkPart
 from boxcar.train.network.flops import shape_of
 from boxcar.train.network.model import Base, attach_lora, unfreeze
 from boxcar.train.network.model_shape import ModelShape
@@ -18,7 +18,7 @@ from tests.train.network.native.test_cogvlm import SIDE, row, small_network
 from tests.train.network.native.test_qwen_vl import small_network as small_qwen_vl
 from tests.train.tiny import packed_batch, padded_batch, random_documents, tiny_base
 
-EVERY_PART: tuple[Part, ...] = ("language", "merger", "vision")
+EVERY_PART: tuple[NetworkPart, ...] = ("language", "merger", "vision")
 LINEAR = ("mm", "addmm", "convolution", "convolution_backward")
 """What torch calls the products with weights. Attention is left to the hand: it is counted without the causal half there."""
 
@@ -118,7 +118,7 @@ def test_qwen2_5_vl_by_hand(tmp_path: Path) -> None:
     ],
 )
 def test_backward_goes_as_far_as_something_is_trained(
-    tmp_path: Path, tuned: tuple[Part, ...], tower_factor: int, merger_factor: int
+    tmp_path: Path, tuned: tuple[NetworkPart, ...], tower_factor: int, merger_factor: int
 ) -> None:
     base = tiny_base(tmp_path, "qwen2_5_vl")
     unfreeze(base, tuned)
@@ -197,7 +197,7 @@ FAMILIES_RUN = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "cogvlm", "cogvlm2")
 
 @pytest.mark.parametrize("tuned", [("language",), ("language", "merger"), EVERY_PART], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES_RUN)
-def test_full_tuning_is_what_torch_counts(tmp_path: Path, family: str, tuned: tuple[Part, ...]) -> None:
+def test_full_tuning_is_what_torch_counts(tmp_path: Path, family: str, tuned: tuple[NetworkPart, ...]) -> None:
     base, run, counts = _network(family, tmp_path)
     unfreeze(base, tuned)
     assert _without_attention(base, counts) == pytest.approx(_products(run), rel=0.05)
@@ -205,7 +205,7 @@ def test_full_tuning_is_what_torch_counts(tmp_path: Path, family: str, tuned: tu
 
 @pytest.mark.parametrize("parts", [("language",), EVERY_PART], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES_RUN)
-def test_lora_is_what_torch_counts(tmp_path: Path, family: str, parts: tuple[Part, ...]) -> None:
+def test_lora_is_what_torch_counts(tmp_path: Path, family: str, parts: tuple[NetworkPart, ...]) -> None:
     """Rank 1: the adapters' forward pass, which is left out, is then small."""
     base, run, counts = _network(family, tmp_path)
     attach_lora(base, LoraConfig(rank=1, parts=parts), seed=0)

@@ -10,7 +10,7 @@ import torch
 
 from boxcar.pipelines.families.catalog import find_family
 from boxcar.schemas.errors import ConfigError
-from boxcar.schemas.training import LoraConfig, Part
+from boxcar.schemas.training import LoraConfig, NetworkPart
 from boxcar.train.network.flops import shape_of
 from boxcar.train.network.model import (
     Base,
@@ -90,7 +90,7 @@ def test_gradients_of_a_pack_are_the_sum_of_its_samples(tmp_path: Path, family: 
 @pytest.mark.parametrize("parts", [("language",), ("language", "merger")], ids="+".join)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_vision_tower_that_rests_is_not_computed_again(
-    tmp_path: Path, family: str, parts: tuple[Part, ...], gathered_weights: bool
+    tmp_path: Path, family: str, parts: tuple[NetworkPart, ...], gathered_weights: bool
 ) -> None:
     base = tiny_base(tmp_path, family)
     documents, pixels = random_documents(base)
@@ -182,7 +182,7 @@ def test_a_blank_image_changes_nothing_and_reaches_the_vision_tower(tmp_path: Pa
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("part", ["language", "vision", "merger"])
-def test_adapters_land_on_their_part_alone(tmp_path: Path, family: str, part: Part) -> None:
+def test_adapters_land_on_their_part_alone(tmp_path: Path, family: str, part: NetworkPart) -> None:
     base = tiny_base(tmp_path, family)
     model = attach_lora(base, LoraConfig(rank=2, parts=(part,)), seed=0)
     names = [name for name, weight in model.named_parameters() if weight.requires_grad]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from boxcar.train.scoring.scored import SCORED_SCHEMA
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 
 Box = Sequence[float]
 

@@ -17,8 +17,8 @@ from boxcar.train.answering.adapter import Opened, open_adapter
 from boxcar.train.answering.predict import PredictConfig
 from boxcar.train.data.store import ShardStore
 from boxcar.train.scoring.evaluate import ANSWERS_SCHEMA, answer_all, answers_table, evaluate, finished, slice_of
+from boxcar.train.scoring.questions import SCORED_SCHEMA
 from boxcar.train.scoring.score import results_of, score
-from boxcar.train.scoring.scored import SCORED_SCHEMA
 from tests import small_sets
 from tests.small_adapter import train_adapter
 from tests.small_sets import copy_demo, demo_config, run

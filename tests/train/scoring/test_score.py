@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from boxcar.pipelines.boxes import geometry
 from boxcar.schemas.errors import ShardError
+from boxcar.train.scoring.questions import SCORED_SCHEMA, read_questions
 from boxcar.train.scoring.score import OBJECT_IOUS, Results, markdown, score
-from boxcar.train.scoring.scored import SCORED_SCHEMA, scored
 from tests.train.scoring.small_scores import table, turn
 
 A = (0, 0, 10, 10)
@@ -109,7 +109,7 @@ def test_objects_are_matched_one_to_one() -> None:
 def test_greedy_takes_the_most_alike_pair_first() -> None:
     # The first box overlaps both; it is closest to the second true one, which leaves the first true one to nobody.
     truth = [(0, 0, 10, 10), (0, 3, 10, 13)]
-    questions = scored(table(turn(truth, [(0, 2, 10, 12), (0, 5.5, 10, 15.5)])))
+    questions = read_questions(table(turn(truth, [(0, 2, 10, 12), (0, 5.5, 10, 15.5)])))
     units = questions.units
     of_predicted, of_truth = units.match(units.pair_iou, 0.5)
     assert of_predicted == pytest.approx([9 / 11, -np.inf])
@@ -117,7 +117,7 @@ def test_greedy_takes_the_most_alike_pair_first() -> None:
 
 
 def test_ties_go_to_what_comes_first() -> None:
-    units = scored(table(turn([A, A], [HALF, A, A]))).units
+    units = read_questions(table(turn([A, A], [HALF, A, A]))).units
     of_predicted, of_truth = units.match(units.pair_iou, 0.5)
     assert of_predicted.tolist() == [-np.inf, 1, 1]
     assert of_truth.tolist() == [1, 1]
@@ -455,7 +455,7 @@ def test_overlap_is_symmetrical_and_generalised_overlap_is_less(pairs: list[tupl
 
 @given(st.lists(boxes(), max_size=6), st.lists(boxes(), max_size=6))
 def test_the_matching_is_what_greedy_does_one_pair_at_a_time(truth: list[list[int]], predicted: list[list[int]]) -> None:
-    units = scored(table(turn(truth, predicted))).units
+    units = read_questions(table(turn(truth, predicted))).units
     likeness = {
         (p, t): geometry.iou_pairs(np.array([predicted[p]], float), np.array([truth[t]], float))[0]
         for p in range(len(predicted))

@@ -32,9 +32,9 @@ from boxcar.schemas.record import (
     DialogueTurn,
     ImageMark,
     ImageRef,
-    Part,
     Record,
     Rejected,
+    TextPart,
 )
 from boxcar.schemas.workflow import SourceConfig
 
@@ -47,7 +47,7 @@ def box(*numbers: float, label: str = "", image_index: int = 0) -> BoxMark:
     return BoxMark(tuple(zip(numbers[::4], numbers[1::4], numbers[2::4], numbers[3::4], strict=True)), label, image_index)
 
 
-def split(text: str, num_images: int = 1, space: BoxSpace | None = PIXELS, forms: str = "every") -> tuple[Part, ...]:
+def split(text: str, num_images: int = 1, space: BoxSpace | None = PIXELS, forms: str = "every") -> tuple[TextPart, ...]:
     return split_text(text, EVERY_FORM if forms == "every" else FAMILY_FORMS, Marks(num_images, space).parse)
 
 
@@ -100,7 +100,7 @@ def refusal(text: str, num_images: int = 1, space: BoxSpace | None = PIXELS) -> 
         pytest.param("see [1]: [1, 2, 3, 4]", ("see [1]: ", box(1, 2, 3, 4)), id="list-behind-a-citation"),
     ],
 )
-def test_each_form_becomes_a_mark_and_text_stays(text: str, parts: tuple[Part, ...]) -> None:
+def test_each_form_becomes_a_mark_and_text_stays(text: str, parts: tuple[TextPart, ...]) -> None:
     assert split(text) == parts
 
 
@@ -143,7 +143,7 @@ FENCED_MARKS = (box(10, 20, 30, 40, 1, 2, 3, 4, label="dog"), box(5.5, 6, 7, 8, 
         pytest.param('{"name": "cat", "age": [1, 2, 3]}', ('{"name": "cat", "age": [1, 2, 3]}',), id="other-json-is-text"),
     ],
 )
-def test_json_boxes_leave_no_brackets_behind(text: str, parts: tuple[Part, ...]) -> None:
+def test_json_boxes_leave_no_brackets_behind(text: str, parts: tuple[TextPart, ...]) -> None:
     assert split(text) == parts
 
 
@@ -293,7 +293,7 @@ def messages(*spoken: tuple[str, str | None]) -> list[Message]:
     return [Message(role=role, content=text) for role, text in spoken]
 
 
-def plain(text: str) -> tuple[Part, ...]:
+def plain(text: str) -> tuple[TextPart, ...]:
     return (text,) if text else ()
 
 

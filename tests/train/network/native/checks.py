@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from transformers import DynamicCache
 
 from boxcar.pipelines.families.family import Network
-from boxcar.schemas.training import Part
+from boxcar.schemas.training import NetworkPart
 from boxcar.train.network.attention import SEGMENTS, Segments
 from boxcar.train.network.native.native_model import NativeModel
 from tests.golden.drawn import recorded
@@ -235,17 +235,17 @@ def check_autocast(model: NativeModel, rows: list[Document]) -> None:
         assert (found.float() - expected).norm() < 0.1 * expected.norm()
 
 
-def check_parts(model: nn.Module, network: Network) -> Counter[Part]:
+def check_parts(model: nn.Module, network: Network) -> Counter[NetworkPart]:
     """Every parameter belongs to exactly one part. Returns how many each part has."""
-    counts: Counter[Part] = Counter()
+    counts: Counter[NetworkPart] = Counter()
     for name, _ in model.named_parameters():
-        parts: list[Part] = [part for part, pattern in network.part_names.items() if re.match(pattern, name)]
+        parts: list[NetworkPart] = [part for part, pattern in network.part_names.items() if re.match(pattern, name)]
         assert len(parts) == 1, f"{name}: {parts}"
         counts[parts[0]] += 1
     return counts
 
 
-def check_adapters(model: NativeModel, network: Network, row: Document, num_targets: dict[Part, int], folder: Path) -> None:
+def check_adapters(model: NativeModel, network: Network, row: Document, num_targets: dict[NetworkPart, int], folder: Path) -> None:
     """Each part's expression finds its linear layers and no others; adapters of all parts change the logits and come back from disk."""
     for part, pattern in network.lora_targets.items():
         found = [name for name, _ in model.named_modules() if re.fullmatch(pattern, name)]

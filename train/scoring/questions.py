@@ -66,7 +66,7 @@ SCORED_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class Questions:
     """A checked table of questions that ask for boxes, ordered by image, sample and turn."""
 
     table: pa.Table
@@ -103,7 +103,7 @@ class Scored:
         return _units(self)
 
 
-def scored(table: pa.Table) -> Scored:
+def read_questions(table: pa.Table) -> Questions:
     """Check and order a table of SCORED_SCHEMA. Raises ShardError where it is another table, or does not fit together."""
     where = "scored turns"
     if not table.schema.equals(SCORED_SCHEMA):
@@ -111,7 +111,7 @@ def scored(table: pa.Table) -> Scored:
         raise ShardError(
             where,
             found=f"another schema; it lacks {'; '.join(missing) or 'the order of the columns'}",
-            expected="train.scoring.scored.SCORED_SCHEMA",
+            expected="train.scoring.questions.SCORED_SCHEMA",
         )
     asks = pc.greater(pc.list_value_length(table["asked"]), 0)
     boxes_wanted = table.filter(asks)
@@ -123,7 +123,7 @@ def scored(table: pa.Table) -> Scored:
             fix="Box metrics need turns of detect, detect_joint, refer or absent.",
         )
     ordered = boxes_wanted.sort_by([("image", "ascending"), ("sample_id", "ascending"), ("turn", "ascending")]).combine_chunks()
-    questions = Scored(ordered, table.num_rows - ordered.num_rows)
+    questions = Questions(ordered, table.num_rows - ordered.num_rows)
     for boxes, labels in (
         ("truth_boxes", "truth_labels"),
         ("predicted_boxes", "predicted_labels"),
@@ -224,7 +224,7 @@ class Units:
         return of_predicted, of_truth
 
 
-def _units(questions: Scored) -> Units:
+def _units(questions: Questions) -> Units:
     asked, truth_names, predicted_names = (questions.strings(name) for name in ("asked", "truth_labels", "predicted_labels"))
     distinct = {name: " ".join(name.casefold().split()) for name in {*asked, *truth_names, *predicted_names} if name is not None}
     labels = sorted(set(distinct.values()))

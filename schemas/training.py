@@ -271,7 +271,11 @@ class TrainConfig(PlanConfig):
     loss: LossConfig = LossConfig()
     precision: Literal["bf16", "fp32"] | None = Field(default=None, description="None: bf16 on a GPU, fp32 on a CPU.")
     micro_batch: int = Field(default=1, ge=1, description="Packs (padded: samples) of one forward pass.")
-    gradient_checkpointing: bool = Field(default=True, description="Recompute activations in backward: less memory, a third more work.")
+    gradient_checkpointing: bool | Literal["auto"] = Field(
+        default="auto",
+        description="Recompute activations in backward: less memory, up to a third more work. auto: in as few layers as the device's free "
+        "memory allows, none where all activations fit.",
+    )
     compile: bool = Field(default=False, description="torch.compile on the decoder layers; packs are then filled up to one length.")
     deepspeed: DeepspeedConfig | None = None
     loader_workers: int = Field(default=2, ge=0, description="Processes per worker that decode images; 0: none.")

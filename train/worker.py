@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from safetensors.torch import save_file
+from torch import distributed
 
 from boxcar.pipelines.families.catalog import find_family
 from boxcar.pipelines.tokens.frame import Frame, frame_of
@@ -29,6 +31,7 @@ from boxcar.train.data.store import ShardStore
 from boxcar.train.data.stream import StreamConfig, stream
 from boxcar.train.network import flops
 from boxcar.train.network.attention import SEGMENTS
+from boxcar.train.network.memory import USABLE_SHARE, MemoryPlan, StepLoad, plan_memory
 from boxcar.train.network.model import (
     Base,
     attach_lora,
@@ -37,8 +40,10 @@ from boxcar.train.network.model import (
     parameter_groups,
     part_of,
     recompute_activations,
+    recompute_first_layers,
     unfreeze,
 )
+from boxcar.train.network.model_shape import size_of_config
 from boxcar.train.network.objective import Objective
 from boxcar.train.planning.plan_table import read_plan
 from boxcar.train.running.checkpoint import Snapshot, TrainState
@@ -105,6 +110,7 @@ class _Worker:
             self._trackers = open_trackers(config.trackers, self._folder, spec.name)
         self._zero3 = config.deepspeed is not None and _stage(config) == 3
         self._model: Any = None
+        self._num_recomputed = 0
 
     # ---- putting it together
 
@@ -117,8 +123,10 @@ class _Worker:
         else:
             self._model = attach_lora(base, config.lora, seed=config.seed, quantised=config.method == "qlora")
         self._model.train()
-        if config.gradient_checkpointing:
+        self._num_recomputed = self._layers_to_recompute()
+        if self._num_recomputed:
             recompute_activations(base, gathered_weights=self._zero3)
+            recompute_first_layers(base, self._num_recomputed)
         if config.compile:
             compile_layers(base)
         self._model.to(session.device)
@@ -143,6 +151,49 @@ class _Worker:
             flops.peak_flops(session.device, config.peak_tflops),
             session.world_size,
         )
+
+    def _layers_to_recompute(self) -> int:
+        """Decoder layers whose activations are computed again in backward; the same on every rank."""
+        setting = self._config.gradient_checkpointing
+        num_layers = self._num_layers
+        if setting != "auto":
+            return num_layers if setting else 0
+        plan = self._memory_plan()
+        chosen = num_layers if plan is None else plan.recomputed_layers
+        if distributed.is_initialized() and self._session.world_size > 1:
+            most = torch.tensor(chosen, device=self._session.device)
+            distributed.all_reduce(most, distributed.ReduceOp.MAX)  # ZeRO-3 gathers a layer's weights on all ranks at a time
+            chosen = int(most)
+        event: dict[str, Any] = {"event": "memory", "recomputed_layers": chosen, "layers": num_layers}
+        if plan is not None:
+            event |= {"predicted_gb": round(plan.predicted_gb, 2), "available_gb": round(plan.available_gb, 2), "fits": plan.fits}
+        self.log(event)
+        return chosen
+
+    def _memory_plan(self) -> MemoryPlan | None:
+        """None where the network's layers are not known from its config, or the device does not say what is free."""
+        config, device = self._config, self._session.device
+        available = free_bytes(device)
+        lora = None if config.method == "full" else config.lora
+        try:
+            size = size_of_config(self._base.model.config.to_dict(), self._family.network, lora, config.base)
+        except ConfigError:  # of another architecture than those that are counted
+            return None
+        if available is None:
+            return None
+        packs = self._plan(self._spec.plans[0])
+        load = StepLoad(
+            tokens=config.micro_batch * int(pc.max(packs["num_tokens"]).as_py()),
+            patches=config.micro_batch * int(pc.max(packs["num_patches"]).as_py()),
+            logit_tokens=config.loss.chunk_tokens,
+            compiled=config.compile,
+            value_bytes=2 if config.precision == "bf16" else 4,
+        )
+        return plan_memory(size, load, available)
+
+    @property
+    def _num_layers(self) -> int:
+        return len(list(self._base.model.get_submodule(self._family.network.decoder_layers).children()))
 
     @cached_property
     def _base(self) -> Base:
@@ -269,6 +320,15 @@ class _Worker:
         for tracker in self._trackers:
             tracker.log(event)
 
+    def recompute_more(self) -> bool:
+        """After an out-of-memory error: compute the activations of every layer again. False: they are already."""
+        if self._num_recomputed == self._num_layers:
+            return False
+        self._num_recomputed = self._num_layers
+        recompute_activations(self._base, gathered_weights=self._zero3)
+        recompute_first_layers(self._base, self._num_recomputed)
+        return True
+
     def endangered(self) -> bool:
         return self._session.endangered()
 
@@ -328,6 +388,18 @@ class _Worker:
     def close(self) -> None:
         for tracker in self._trackers:
             tracker.close()
+
+
+def free_bytes(device: torch.device) -> float | None:
+    """Memory that a step may take on this device; None where nothing says so."""
+    if device.type == "cuda":
+        return USABLE_SHARE * torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    found = {name: int(value.split()[0]) for name, _, value in (line.partition(":") for line in lines) if value.strip()}
+    return USABLE_SHARE * 1024 * found["MemAvailable"] if "MemAvailable" in found else None
 
 
 def _stage(config: TrainConfig) -> int:

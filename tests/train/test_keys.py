@@ -121,3 +121,29 @@ def test_caption_metrics_ask_for_their_package_first(monkeypatch: pytest.MonkeyP
         evaluate(config.model_copy(update={"caption_metrics": True}), "nowhere")
     with pytest.raises(ConfigError, match=r"evaluate\.caption_metrics=true: nothing would be measured"):
         evaluate(config, "nowhere")
+
+
+@pytest.mark.parametrize(("free", "recomputed"), [(1e12, 0), (1.0, "all"), (None, "all")])
+def test_gradient_checkpointing_auto_asks_how_much_memory_is_free(
+    demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: float | None, recomputed: object
+) -> None:
+    monkeypatch.setattr(worker, "free_bytes", lambda _: free)
+    folder = copy_demo(demo, tmp_path / "demo")
+    run(demo_config(folder, folder / "shards"))
+    settings: dict[str, Any] = {
+        "shards": [str(folder / "shards")],
+        "base": str(folder / "base-qwen2_5_vl"),
+        "init": "random",
+        "output": str(tmp_path / "runs"),
+        "precision": "fp32",
+        "global_batch": 1,
+        "max_steps": 1,
+        "loader_workers": 0,
+        "trackers": [],
+        "placement": {"executor": "inline", "use_gpu": False},
+    }
+    run_folder = Path(train(TrainConfig.model_validate(settings), "memory")["folder"])
+    [memory] = [event for event in read_events((run_folder / METRICS).read_bytes()) if event["event"] == "memory"]
+    assert memory["recomputed_layers"] == (memory["layers"] if recomputed == "all" else recomputed)
+    if free is not None:
+        assert (memory["available_gb"], memory["fits"]) == (round(free / 1e9, 2), free > 1)

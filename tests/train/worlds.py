@@ -70,6 +70,7 @@ class World:
         self.base = base
         self.events: list[dict[str, Any]] = []
         self.saved: dict[int, Snapshot] = {} if setting.start is None else {setting.start.state.step: setting.start}
+        self.recomputes = setting.recompute
         self.poison: int | None = setting.options.get("poison")
 
     def steps(self, first: int) -> Iterator[Step]:
@@ -111,6 +112,13 @@ class World:
 
     def measure(self) -> dict[str, float]:
         return {}
+
+    def recompute_more(self) -> bool:
+        if self.recomputes:
+            return False
+        self.recomputes = True
+        recompute_activations(self.base, gathered_weights=False)
+        return True
 
     def endangered(self) -> bool:
         return False

@@ -1,10 +1,6 @@
 """What an epoch costs: FLOPs from the base's config.json, GPU-hours at a stated MFU, memory by a stated formula. No torch.
 
-weights       2 bytes each (bf16)
-trained       16 bytes each: fp32 master, gradient, two moments of Adam
-activations   recomputed: 2 L h bytes a token for the input of each of L layers, and 34 h for the layer at work;
-              kept: 34 L h bytes a token (Korthikanti et al. 2022, arXiv 2205.05198, without attention scores: flash attention)
-head          8 bytes a logit of `loss.chunk_tokens` labelled tokens: the logits and their gradient, fp32
+Memory: `train.network.memory`.
 """
 
 import json
@@ -17,11 +13,10 @@ from boxcar.pipelines.families.family import Family
 from boxcar.schemas.errors import ConfigError
 from boxcar.schemas.training import TrainConfig
 from boxcar.tools.auditing.result import Assumptions
+from boxcar.train.network.memory import GPU_GB, TRAINED_BYTES, USABLE_SHARE, StepLoad, plan_memory, step_bytes
 from boxcar.train.network.model_shape import PEAK_TFLOPS, NetworkSize, size_of_config
 from boxcar.train.planning.packing import CostModel
 
-ACTIVATION_BYTES = 34
-TRAINED_BYTES = 16
 DEFAULT_GPU = "H100"
 DEFAULT_MFU = 0.35
 
@@ -52,11 +47,23 @@ class CostRule:
         """Of one GPU, 1e9 bytes: micro_batch packs of cutoff_len tokens."""
         if self.size is None:
             return None
-        size, tokens = self.size, cutoff_len * self.train.micro_batch
-        layers = size.layers
-        a_token = (2 * layers + ACTIVATION_BYTES) if self.train.gradient_checkpointing else ACTIVATION_BYTES * layers
-        logits = 8 * min(self.train.loss.chunk_tokens, tokens) * size.shape.vocabulary
-        return (2 * size.all_weights + TRAINED_BYTES * size.trained + a_token * size.hidden * tokens + logits) / 1e9
+        return step_bytes(self.size, self._load(cutoff_len), self.recomputed_layers(cutoff_len)) / 1e9
+
+    def recomputed_layers(self, cutoff_len: int) -> int:
+        """Decoder layers whose activations training computes again in backward, at this length of a pack on this GPU."""
+        assert self.size is not None, "asked only where there is a base"
+        if self.train.gradient_checkpointing != "auto":
+            return self.size.layers if self.train.gradient_checkpointing else 0
+        if self.gpu not in GPU_GB:
+            return self.size.layers
+        return plan_memory(self.size, self._load(cutoff_len), GPU_GB[self.gpu] * 1e9 * USABLE_SHARE).recomputed_layers
+
+    def _load(self, cutoff_len: int) -> StepLoad:
+        """A pass whose packs are nothing but images, the most that a tower can see."""
+        tokens = cutoff_len * self.train.micro_batch
+        assert self.size is not None, "asked only where there is a base"
+        patches = tokens * self.size.shape.patches_per_token
+        return StepLoad(tokens, patches, self.train.loss.chunk_tokens, compiled=self.train.compile)
 
     def price(self, outcome: Outcome) -> float:
         """What settings are compared by: FLOPs of an epoch; without a base by the plan's cost model (Qwen2.5-VL-7B)."""
@@ -72,6 +79,20 @@ class CostRule:
             + usual.quadratic_vision * patch_squares
         )
 
+    def _recomputation(self) -> str:
+        """What `gradient_checkpointing` comes to at the workflow's own length of a pack."""
+        assert self.size is not None, "asked only where there is a base"
+        setting, layers = self.train.gradient_checkpointing, self.size.layers
+        if setting != "auto":
+            recomputed = layers if setting else 0
+            return f"gradient_checkpointing: {str(setting).lower()}: activations of {recomputed} of {layers} layers are recomputed"
+        if self.gpu not in GPU_GB:
+            return f"gradient_checkpointing: auto: the memory of {self.gpu} is not known: all layers are counted as recomputed"
+        return (
+            f"gradient_checkpointing: auto: as few layers are recomputed as fit into {USABLE_SHARE:.0%} of {GPU_GB[self.gpu]:g} GB of a "
+            f"{self.gpu}; GB are of that"
+        )
+
     def assumptions(self) -> Assumptions:
         train = self.train
         rank = train.lora.rank if train.method != "full" else None
@@ -83,13 +104,13 @@ class CostRule:
             lines.append("no config.json of a base was found (--base FOLDER): FLOPs, GPU-hours and memory are not stated")
         else:
             tuned = f"LoRA rank {rank} on {', '.join(train.lora.parts)}" if rank else "language model and merger in full"
-            kept = "recomputed" if train.gradient_checkpointing else "kept"
             lines += [
                 f"{self.base}: {self.size.all_weights / 1e9:.2f} billion weights, {self.size.trained / 1e6:.1f} million trained ({tuned})",
                 "FLOPs: 4 P T + 2 P_trained T for the decoder, causal attention 6 h L sum(len^2), head on answer tokens, vision forward "
                 + ("and backward" if self.size.shape.vision_trained else "alone"),
-                f"memory: 2 bytes a weight, {TRAINED_BYTES} a trained one, activations {kept} (34 h bytes a token and layer, flash "
-                f"attention), {train.micro_batch} pack(s) a pass; no fragmentation, no sharding",
+                f"memory: 2 bytes a weight, {TRAINED_BYTES} a trained one, activations by layer, {train.micro_batch} pack(s) a pass; "
+                "no fragmentation, no sharding",
+                self._recomputation(),
             ]
         return Assumptions(
             base=self.base,

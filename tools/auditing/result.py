@@ -1,6 +1,6 @@
 """What an audit found, as data: what `--json` prints, what the page shows, what `boxcar diff` compares."""
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -108,7 +108,7 @@ class Assumptions(msgspec.Struct, kw_only=True):
     mfu: float
     global_batch: int
     micro_batch: int
-    gradient_checkpointing: bool
+    gradient_checkpointing: bool | Literal["auto"]
     lora_rank: int | None
     epochs: float
     weights: int

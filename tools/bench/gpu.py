@@ -139,6 +139,9 @@ class _InMemory:
     def log(self, event: dict[str, Any]) -> None:
         self.events.append(event)
 
+    def recompute_more(self) -> bool:
+        return False
+
     def endangered(self) -> bool:
         return False
 

@@ -20,6 +20,7 @@ from boxcar.train.running.run_folder import METRICS
 from boxcar.train.running.trackers import read_events, steps_of
 
 _SAID = {
+    "out_of_memory": "out of memory at step {step}: activations of all layers are recomputed from now on",
     "early_stop": "stopped early: no improvement of {best} for {waited} validations",
     "stopping": "asked to stop: saved at step {step}",
     "endangered": "preemption notice: saved at step {step}; training continues until the machine is taken",
@@ -47,6 +48,8 @@ class RunBar:
             if self._first:
                 self._describe(event)
             update(self._task, description="training", total=event["num_steps"], detail="")
+        elif kind == "memory" and self._first:
+            self._say_memory(event)
         elif kind == "resumed":
             if event["step"]:
                 self._say(f"goes on from the checkpoint of step {event['step']}")
@@ -64,6 +67,12 @@ class RunBar:
             )
         elif kind in _SAID:
             self._say(_SAID[kind].format(**event))
+
+    def _say_memory(self, event: dict[str, Any]) -> None:
+        what = f"recomputes the activations of {event['recomputed_layers']} of {event['layers']} layers (gradient_checkpointing: auto)"
+        if "predicted_gb" in event:
+            what += f": a step takes some {event['predicted_gb']:.1f} GB of {event['available_gb']:.1f} GB that are free"
+        self._say(what)
 
     def _describe(self, event: dict[str, Any]) -> None:
         share = event["trainable_parameters"] / max(1, event["parameters"])

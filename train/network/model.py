@@ -282,6 +282,13 @@ def recompute_activations(base: Base, *, gathered_weights: bool) -> None:
             base.vision.register_forward_pre_hook(_pixels_with_gradient, with_kwargs=True)
 
 
+def recompute_first_layers(base: Base, num_layers: int) -> None:
+    """Of the decoder layers whose activations are computed again, only the first ones go on with it. Call it after
+    `recompute_activations`, and before or after `compile_layers`."""
+    for number, layer in enumerate(base.model.get_submodule(base.family.network.decoder_layers).children()):
+        layer.gradient_checkpointing = number < num_layers
+
+
 def _with_gradient(_: nn.Module, __: Any, output: torch.Tensor) -> torch.Tensor:
     return output.requires_grad_() if torch.is_grad_enabled() else output
 

@@ -112,6 +112,13 @@ class NetworkSize:
     trained: int
     hidden: int
     layers: int
+    token_bytes: int
+    """What a decoder layer keeps for backward of each token, in bf16 (`train.network.memory`)."""
+    token_bytes_compiled: int
+    vision_hidden: int
+    vision_layers: int
+    patch_bytes: int
+    """What a vision block keeps of each patch."""
 
 
 @dataclass(frozen=True)
@@ -176,7 +183,20 @@ def _size(config: Mapping[str, Any], network: Network, lora: LoraConfig | None) 
         patches_per_token=vision.get("spatial_merge_size", 2) ** 2,
     )
     every = language + hidden + head * (1 if tied else 2) + vision_weights + tower.positions + merger.weights
-    return NetworkSize(shape, every, sum(trained.values()), hidden, layers)
+    keys = text.get("num_key_value_heads", text["num_attention_heads"]) * _head_size(text)
+    width, inner = _attention_width(text), text["intermediate_size"]
+    return NetworkSize(
+        shape=shape,
+        all_weights=every,
+        trained=sum(trained.values()),
+        hidden=hidden,
+        layers=layers,
+        token_bytes=18 * hidden + 6 * width + 4 * keys + 8 * inner,
+        token_bytes_compiled=8 * hidden + 6 * width + 4 * keys + 6 * inner,
+        vision_hidden=tower.hidden,
+        vision_layers=tower.depth,
+        patch_bytes=18 * tower.hidden + 10 * tower.hidden + 8 * tower.inner,
+    )
 
 
 # ---- layers, by the family's architecture
@@ -195,6 +215,8 @@ class _Layer:
 @dataclass(frozen=True)
 class _Tower:
     hidden: int
+    inner: int
+    """Width of a block's MLP."""
     depth: int
     block: _Layer
     kernel: int
@@ -256,7 +278,7 @@ def _full_tower(text: _Section, vision: _Section) -> _Layers:
     inner = int(hidden * vision["mlp_ratio"])
     mlp = [_Linear("mlp.fc1", hidden, inner, True), _Linear("mlp.fc2", inner, hidden, True)]
     block = _Layer([*_vision_attention(hidden), *mlp], 4 * hidden)
-    tower = _Tower(hidden, vision["depth"], block, _kernel(vision, hidden), num_full=vision["depth"])
+    tower = _Tower(hidden, inner, vision["depth"], block, _kernel(vision, hidden), num_full=vision["depth"])
     return _decoder(text, head_norms=False), tower, _merger(text, vision, hidden, norms=2 * hidden)
 
 
@@ -266,7 +288,7 @@ def _windowed_tower(text: _Section, vision: _Section) -> _Layers:
     block = _Layer([*_vision_attention(hidden), *gated, _Linear("mlp.down_proj", inner, hidden, True)], 2 * hidden)
     full = vision.get("fullatt_block_indexes")
     num_full = vision["depth"] if full is None else len(full)
-    tower = _Tower(hidden, vision["depth"], block, _kernel(vision, hidden), num_full)
+    tower = _Tower(hidden, inner, vision["depth"], block, _kernel(vision, hidden), num_full)
     return _decoder(text, head_norms=False), tower, _merger(text, vision, hidden, norms=hidden)
 
 
@@ -275,7 +297,7 @@ def _deepstack(text: _Section, vision: _Section) -> _Layers:
     mlp = [_Linear("mlp.linear_fc1", hidden, inner, True), _Linear("mlp.linear_fc2", inner, hidden, True)]
     block = _Layer([*_vision_attention(hidden), *mlp], 4 * hidden)
     positions = vision["num_position_embeddings"] * hidden
-    tower = _Tower(hidden, vision["depth"], block, _kernel(vision, hidden) + hidden, num_full=vision["depth"], positions=positions)
+    tower = _Tower(hidden, inner, vision["depth"], block, _kernel(vision, hidden) + hidden, num_full=vision["depth"], positions=positions)
     merged = _merged(vision, hidden)
     names = ["merger", *(f"deepstack_merger_list.{number}" for number in range(len(vision["deepstack_visual_indexes"])))]
     mergers = [

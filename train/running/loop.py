@@ -67,6 +67,9 @@ class Surroundings(Protocol):
     def log(self, event: dict[str, Any]) -> None:
         """Rank 0: one event, ready for JSON."""
 
+    def recompute_more(self) -> bool:
+        """After an out-of-memory error: recompute the activations of every layer. False: they are already."""
+
     def endangered(self) -> bool:
         """Whether a worker is about to be taken away, said once for each such notice; the loop then saves and goes on."""
 
@@ -142,16 +145,11 @@ class Trainer:
         factor = rate_factor(state.step, self.around.num_steps, self.config.learning_rate) * state.rate_scale
         rates: dict[str, float] = {part: getattr(self.config.learning_rate, part) * factor for part in self.trainable_by_phase[step.phase]}
         self.strategy.set_rates(rates)
-        torch.manual_seed(_seed_of(self.config.seed, state.step, _rank()))  # dropout: a function of the step, so that resuming is exact
-        table = torch.zeros(NUM_GROUPS + 1, 2, dtype=torch.float64, device=self.device)
-        outputs: list[BatchLoss] = []
-        for number, batch in enumerate(batches):
-            scale = self.world_size / weight if weight else 0.0
-            output = self.strategy.forward_backward(batch, scale, last=number == len(batches) - 1)
-            table[:-1, 0].index_add_(0, output.groups, output.losses.double())
-            table[:-1, 1].index_add_(0, output.groups, torch.ones_like(output.losses, dtype=torch.float64))
-            table[-1, 0] += output.total.detach().double()
-            outputs.append(BatchLoss(output.total.detach(), output.losses, output.groups, output.places))
+        try:
+            table, outputs = self._passes(batches, weight, state)
+        except torch.OutOfMemoryError as error:
+            self._after_out_of_memory(error, batches, state)
+            table, outputs = self._passes(batches, weight, state)
         counts = torch.tensor(
             [
                 sum(batch.num_useful_tokens for batch in batches),
@@ -182,6 +180,37 @@ class Trainer:
             self.around.log({"event": "dropped", "step": state.step, "samples": self._all([s for b in batches for s in b.dropped])})
         metrics["_worst"] = lambda: self._all(_worst_samples(batches, outputs))
         return metrics
+
+    def _passes(self, batches: "list[MicroBatch]", weight: float, state: TrainState) -> tuple[torch.Tensor, list[BatchLoss]]:
+        """Forward and backward of a step's batches: (sums and counts of losses by group, and of all; what each batch gave)."""
+        torch.manual_seed(_seed_of(self.config.seed, state.step, _rank()))  # dropout: a function of the step, so that resuming is exact
+        table = torch.zeros(NUM_GROUPS + 1, 2, dtype=torch.float64, device=self.device)
+        outputs: list[BatchLoss] = []
+        for number, batch in enumerate(batches):
+            scale = self.world_size / weight if weight else 0.0
+            output = self.strategy.forward_backward(batch, scale, last=number == len(batches) - 1)
+            table[:-1, 0].index_add_(0, output.groups, output.losses.double())
+            table[:-1, 1].index_add_(0, output.groups, torch.ones_like(output.losses, dtype=torch.float64))
+            table[-1, 0] += output.total.detach().double()
+            outputs.append(BatchLoss(output.total.detach(), output.losses, output.groups, output.places))
+        return table, outputs
+
+    def _after_out_of_memory(self, error: torch.OutOfMemoryError, batches: "list[MicroBatch]", state: TrainState) -> None:
+        """Recompute more, and forget the gradients of the step that failed. Raises TrainingError where nothing more can be saved, or other
+        ranks are in the middle of the step."""
+        tokens = max(batch.num_useful_tokens for batch in batches)
+        if self.config.gradient_checkpointing != "auto" or self.config.deepspeed or self.world_size > 1 or not self.around.recompute_more():
+            raise TrainingError(
+                f"step {state.step + 1}",
+                found=f"too little memory on {self.device} for a pass of {tokens:,} tokens ({str(error).splitlines()[0]})",
+                expected="enough for one pass",
+                fix="Set gradient_checkpointing=true, or lower cutoff_len, micro_batch or loss.chunk_tokens. --resume goes on from the "
+                "last checkpoint.",
+            ) from error
+        self.strategy.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.around.log({"event": "out_of_memory", "step": state.step + 1})
 
     def _check_ids(self, batch: "MicroBatch") -> None:
         """On the host, before the device would fail without saying why."""

@@ -39,6 +39,9 @@ class Strategy(Protocol):
     def set_rates(self, rates: dict[str, float]) -> None:
         """Learning rate of each part; a part without one rests: it takes no step."""
 
+    def clear(self) -> None:
+        """Forget the gradients of a step that was not taken."""
+
     def step(self) -> float:
         """Clip, step, clear. Returns the norm of the gradient before clipping, over all ranks."""
 
@@ -89,6 +92,9 @@ class PlainStrategy:
             group["lr"] = rates.get(group["part"], 0.0)
             if group["part"] not in rates:
                 self._resting += group["params"]
+
+    def clear(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
 
     def step(self) -> float:
         for parameter in self._resting:

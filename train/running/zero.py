@@ -138,6 +138,9 @@ class ZeroStrategy:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rates.get(group["part"], 0.0)
 
+    def clear(self) -> None:
+        self._engine.optimizer.zero_grad()
+
     def step(self) -> float:
         self._engine.step()
         return float(self._engine.get_global_grad_norm())

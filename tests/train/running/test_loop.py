@@ -232,3 +232,40 @@ def test_losses_are_told_apart_by_task_class_and_difficulty(reference: Result) -
     names = {name for name in step if name.startswith("loss/")}
     assert {"loss/detect/words", "loss/detect/coordinates", "loss/difficulty/0", "loss/difficulty/3"} <= names
     assert step["tokens_per_second"] > 0
+
+
+class _OnceTooLittle:
+    """A strategy whose third pass finds no memory, once."""
+
+    def __init__(self, strategy: Any) -> None:
+        self._strategy, self._passes = strategy, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def forward_backward(self, batch: Any, scale: float, *, last: bool) -> Any:
+        self._passes += 1
+        if self._passes == 9:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nmore")
+        return self._strategy.forward_backward(batch, scale, last=last)
+
+
+def test_out_of_memory_is_answered_once_by_recomputing_more(reference: Result, tmp_path: Path) -> None:
+    trainer, world = trainer_of(Setting(dropout=0.0), tmp_path)
+    trainer.strategy = _OnceTooLittle(trainer.strategy)
+    trainer.run()
+    steps = [event for event in world.events if event["event"] == "step"]
+    assert [event["step"] for event in world.events if event["event"] == "out_of_memory"] == [2], "the ninth pass is of the second step"
+    assert world.recomputes
+    assert [event["loss"] for event in steps] == pytest.approx(reference.losses, rel=2e-5)
+    assert [event["grad_norm"] for event in steps] == pytest.approx(reference.norms, rel=2e-3)
+
+
+@pytest.mark.parametrize("setting", [Setting(recompute=True), Setting(options={"gradient_checkpointing": False})], ids=["again", "said no"])
+def test_out_of_memory_that_cannot_be_answered_names_the_way_out(setting: Setting, tmp_path: Path) -> None:
+    trainer, _ = trainer_of(setting, tmp_path)
+    trainer.strategy = _OnceTooLittle(trainer.strategy)
+    with pytest.raises(
+        TrainingError, match=r"step 2: found too little memory on cpu .*CUDA out of memory\. Tried.*gradient_checkpointing=true"
+    ):
+        trainer.run()

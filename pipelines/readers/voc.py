@@ -21,7 +21,8 @@ Traps, and what is done:
   `<filename>`, with or without its suffix. Where no image matches, the record names what `<filename>` says, or else the XML's stem.
 - the order of the children of `<bndbox>`, floats in it, `<part>` (ignored), several `<bndbox>` in an object (a region each), an image
   without objects (a record without regions), wrong `<size>` (passed on as declared: a later step compares it with the image).
-- an object without name or box (rotated boxes, old LabelMe polygons): the whole file is rejected, for the rest of it would teach a lie.
+- an object with a `<polygon>` and no box (old LabelMe, segmentation exports): the hull of its corners; a note counts them.
+- an object without name or box (rotated boxes): the whole file is rejected, for the rest of it would teach a lie.
 - entity bombs: expat 2.4+ stops them at 100-fold and 8 MiB, and never fetches an external entity; we refuse any `<!ENTITY` before parsing.
 - GBK, Big5 and other multi-byte encodings, which expat does not know, are decoded by Python; any other unknown encoding is rejected.
 
@@ -76,6 +77,8 @@ class _Object(msgspec.Struct, frozen=True):
     is_difficult: bool
     boxes: tuple[Box, ...]
     """As written."""
+    is_hull: bool = False
+    """The box is the hull of a polygon."""
 
 
 class _Annotation(msgspec.Struct, frozen=True):
@@ -133,7 +136,7 @@ class VocReader:
         image_prefix = "" if config.images else relative_path(image_folder, config.annotations)
 
         evidence, names, files = _Evidence(), set[str](), list[ListedFile]()
-        first_refusal, num_refused, num_other_images = "", 0, 0
+        first_refusal, num_refused, num_other_images, num_hulls = "", 0, 0, 0
         for name, num_bytes in listed:
             try:
                 annotation = _parse(read_file(join(xml_folder, name)))
@@ -143,6 +146,7 @@ class VocReader:
                 annotation = _Annotation("", None, None, ())
             for thing in annotation.objects:
                 names.add(thing.name)
+                num_hulls += thing.is_hull
                 for box in thing.boxes:
                     evidence.add(box, annotation)
             stem = name[:-4]
@@ -157,6 +161,8 @@ class VocReader:
             )
         if num_other_images:
             notes.append(f"{num_other_images} files name another image in <filename> than the one of their own name; theirs is read")
+        if num_hulls:
+            notes.append(f"{num_hulls} objects have no <bndbox>: the hull of their <polygon> is taken")
         origin, sentence = evidence.decide(config.voc_origin)
         notes += [sentence] if sentence else []
         settings = _Settings(origin, tuple(sorted(names)) if config.exhaustive is not False else ())
@@ -268,7 +274,8 @@ def _size(text: str | None) -> int | None:
 
 def _object(element: ElementTree.Element, number: int) -> _Object:
     name, is_difficult = "", False
-    boxes = []
+    boxes: list[ElementTree.Element] = []
+    polygon = None
     for child in element:
         if child.tag == "name":
             name = (child.text or "").strip()
@@ -276,13 +283,32 @@ def _object(element: ElementTree.Element, number: int) -> _Object:
             is_difficult = (child.text or "").strip().lower() in ("1", "true")
         elif child.tag == "bndbox":
             boxes.append(child)
+        elif child.tag == "polygon":
+            polygon = child
     where = f"object {number} ({name})" if name else f"object {number}"
     if not name:
         raise Refused("bad_object", f"{where}: found no <name>, expected a category name")
+    if not boxes and polygon is not None:
+        return _Object(number, name, is_difficult, (_hull(polygon, where),), is_hull=True)
     if not boxes:
         tags = ", ".join(f"<{child.tag}>" for child in element)
         raise Refused("bad_object", f"{where}: found {tags}, expected a <bndbox> among them")
     return _Object(number, name, is_difficult, tuple(_corners(box, where) for box in boxes))
+
+
+def _hull(polygon: ElementTree.Element, where: str) -> Box:
+    """Around corners as <x1>, <y1>, <x2>, ... or <pt><x>, <y></pt>; as written, in the file's own count of pixels."""
+    across = [child.text or "" for child in polygon.iter() if re.fullmatch(r"x[0-9]*", str(child.tag))]
+    down = [child.text or "" for child in polygon.iter() if re.fullmatch(r"y[0-9]*", str(child.tag))]
+    try:
+        xs, ys = list(map(float, across)), list(map(float, down))
+    except ValueError:
+        xs, ys = [], []
+    if len(xs) != len(ys) or len(xs) < 3:
+        raise Refused(
+            "bad_object", f"{where}: found {len(across)} x and {len(down)} y in <polygon>, expected the numbers of 3 corners or more"
+        )
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _corners(element: ElementTree.Element, where: str) -> Box:

@@ -373,3 +373,25 @@ def test_real_blood_cells(tmp_path: Path) -> None:
     assert all((BCCD / record.images[0].path).exists() for record in good)
     for split, number in {"train": 205, "val": 87, "test": 72}.items():
         assert load(tmp_path, BCCD / "Annotations", split=split)[0].num_records == number
+
+
+FLAT = "<x1>10</x1><y1>20</y1><x2>30.5</x2><y2>20</y2><x3>30</x3><y3>44</y3>"
+NESTED = "<pt><x>10</x><y>20</y></pt><pt><x>30.5</x><y>20</y></pt><pt><x>30</x><y>44</y></pt><username>a</username>"
+
+
+@pytest.mark.parametrize("corners", [FLAT, NESTED], ids=["x1 y1", "pt"])
+def test_a_polygon_without_a_box_is_its_hull(tmp_path: Path, corners: str) -> None:
+    polygon = f"<polygon>{corners}</polygon>"
+    folder = write(tmp_path / "xml", a=xml(f"<object><name>dog</name>{polygon}</object>", thing(more=polygon)))
+    plan, [record] = load(tmp_path, folder, voc_origin=0)
+    assert isinstance(record, Record)
+    assert [region.box for region in record.regions] == [(10, 20, 30.5, 44), (10, 20, 30, 40)]
+    assert "1 objects have no <bndbox>: the hull of their <polygon> is taken" in plan.notes
+
+
+@pytest.mark.parametrize("corners", ["", "<x1>1</x1><y1>2</y1>", "<x1>a</x1><y1>2</y1><x2>1</x2><y2>1</y2><x3>1</x3><y3>1</y3>"])
+def test_a_polygon_that_cannot_be_read_rejects_the_file(tmp_path: Path, corners: str) -> None:
+    bad = xml(f"<object><name>dog</name><polygon>{corners}</polygon></object>")
+    _, [_, rejected] = load(tmp_path, write(tmp_path / "xml", a=xml(thing()), b=bad))
+    assert isinstance(rejected, Rejected)
+    assert (rejected.reason, "<polygon>" in rejected.detail) == ("bad_object", True)

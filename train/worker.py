@@ -37,6 +37,7 @@ from boxcar.train.network.model import (
     attach_lora,
     compile_layers,
     open_base,
+    pad_frozen_vision,
     parameter_groups,
     part_of,
     recompute_activations,
@@ -141,6 +142,8 @@ class _Worker:
         groups = parameter_groups(self._model, self._family.network, config.weight_decay)
         strategy: Strategy = (ZeroStrategy if config.deepspeed else PlainStrategy)(objective, self._model, groups, config, session.device)
         self._log_start(trained, strategy)
+        if config.method == "lora" and not self._zero3:
+            pad_frozen_vision(base)
         return Trainer(
             config,
             strategy,

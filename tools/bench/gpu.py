@@ -40,7 +40,15 @@ from boxcar.tools.bench.qwen_sizes import FAMILY, SIZES, write_config
 from boxcar.train.data.collate import MicroBatch
 from boxcar.train.network import flops
 from boxcar.train.network.attention import SEGMENTS, Segments, attend_by_segment
-from boxcar.train.network.model import Base, attach_lora, compile_layers, open_base, parameter_groups, recompute_activations
+from boxcar.train.network.model import (
+    Base,
+    attach_lora,
+    compile_layers,
+    open_base,
+    pad_frozen_vision,
+    parameter_groups,
+    recompute_activations,
+)
 from boxcar.train.network.objective import BatchLoss, Objective
 from boxcar.train.running.checkpoint import Snapshot
 from boxcar.train.running.loop import Step, Trainer
@@ -272,7 +280,9 @@ def _trainer(setting: Setting, arm: Arm, around: _InMemory) -> Trainer:
     objective = kind(base, chunk_tokens=config.loss.chunk_tokens, autocast=torch.bfloat16, through_module=False)
     groups = parameter_groups(model, base.family.network, config.weight_decay)
     strategy = PlainStrategy(objective, model, groups, config, setting.device)
-    return Trainer(config, strategy, around, setting.device, flops.shape_of(base), [config.lora.parts], setting.peak_flops)
+    shape = flops.shape_of(base)
+    pad_frozen_vision(base)
+    return Trainer(config, strategy, around, setting.device, shape, [config.lora.parts], setting.peak_flops)
 
 
 def _config(arm: Arm) -> TrainConfig:

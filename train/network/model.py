@@ -282,6 +282,35 @@ def recompute_activations(base: Base, *, gathered_weights: bool) -> None:
             base.vision.register_forward_pre_hook(_pixels_with_gradient, with_kwargs=True)
 
 
+def pad_frozen_vision(base: Base, multiple: int = 64) -> int:
+    """Fill the MLPs of a frozen vision tower up with zeros to a width that tensor cores take. Returns how many layers grew.
+
+    Qwen2.5-VL's are 3,420 wide, which is no multiple of 8: no Hopper kernel takes it, and the tower runs on slower ones. A gate of 0 times
+    an up of 0 adds 0, and so does an activation of 0 (GELU, SiLU): results are equal. Names stay, so that adapters elsewhere load as they
+    are; call it after weights have been counted, and never where the base itself is saved.
+    """
+    if any(weight.requires_grad for weight in base.vision.parameters()):
+        return 0
+    grown = 0
+    for module in base.vision.modules():
+        names = [name for name in ("gate_proj", "up_proj", "fc1", "linear_fc1") if isinstance(getattr(module, name, None), nn.Linear)]
+        last = next((getattr(module, name) for name in ("down_proj", "fc2", "linear_fc2") if hasattr(module, name)), None)
+        if not names or not isinstance(last, nn.Linear) or not (missing := -last.in_features % multiple):
+            continue
+        if any(getattr(module, name).out_features != last.in_features for name in names):
+            continue  # a merger, whose first layer is of another kind
+        for name in names:
+            first = getattr(module, name)
+            first.weight = nn.Parameter(nn.functional.pad(first.weight, (0, 0, 0, missing)), requires_grad=False)
+            if first.bias is not None:
+                first.bias = nn.Parameter(nn.functional.pad(first.bias, (0, missing)), requires_grad=False)
+            first.out_features += missing
+        last.weight = nn.Parameter(nn.functional.pad(last.weight, (0, missing)), requires_grad=False)
+        last.in_features += missing
+        grown += len(names) + 1
+    return grown
+
+
 def recompute_first_layers(base: Base, num_layers: int) -> None:
     """Of the decoder layers whose activations are computed again, only the first ones go on with it. Call it after
     `recompute_activations`, and before or after `compile_layers`."""

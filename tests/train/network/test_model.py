@@ -1,5 +1,6 @@
 """Networks of transformers behind our attention: packed samples do not see each other, and are what they are alone."""
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from boxcar.train.network.model import (
     attach_lora,
     compile_layers,
     open_base,
+    pad_frozen_vision,
     parameter_groups,
     part_of,
     recompute_activations,
@@ -101,6 +103,35 @@ def test_a_vision_tower_that_rests_is_not_computed_again(
     base.vision.blocks[0].mlp.register_forward_hook(lambda module, inputs, output: calls.append(output.requires_grad))
     Objective(base, chunk_tokens=8, autocast=None, through_module=False)(packed_batch(documents, pixels)).total.backward()
     assert calls == [False, False], "once each, and nothing of it kept for backward"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_frozen_tower_that_is_filled_up_with_zeros_gives_the_same(tmp_path: Path, family: str) -> None:
+    base = tiny_base(tmp_path, family)
+    attach_lora(base, LoraConfig(rank=4, parts=("language",)), seed=0)
+    documents, pixels = random_documents(base)
+    batch, objective = packed_batch(documents, pixels), Objective(base, chunk_tokens=8, autocast=None, through_module=False)
+    names, before = [name for name, _ in base.model.named_parameters()], objective(batch).total
+    before.backward()
+    expected = _gradients(base.model)
+    width = next(weight.shape[0] for name, weight in base.vision.named_parameters() if re.search(r"(gate_proj|fc1)\.weight", name))
+    multiple = width + 7
+    assert pad_frozen_vision(base, multiple) > 0
+    assert {weight.shape[0] for name, weight in base.vision.named_parameters() if re.search(r"blocks.*(gate_proj|fc1)\.weight", name)} == {
+        multiple
+    }
+    assert [name for name, _ in base.model.named_parameters()] == names
+    after = objective(batch).total
+    after.backward()
+    torch.testing.assert_close(after, before, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(_gradients(base.model), expected, rtol=1e-4, atol=1e-6)
+    assert pad_frozen_vision(base, multiple) == 0, "it is so already"
+
+
+def test_a_trained_tower_stays_as_it_is(tmp_path: Path) -> None:
+    base = tiny_base(tmp_path, "qwen2_5_vl")
+    attach_lora(base, LoraConfig(rank=4, parts=("language", "vision")), seed=0)
+    assert pad_frozen_vision(base, 1000) == 0
 
 
 @pytest.mark.parametrize("recomputed", [False, True], ids=["kept", "recomputed"])

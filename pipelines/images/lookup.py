@@ -168,6 +168,10 @@ def _spellings(name: str) -> Iterator[tuple[str, Rules]]:
             yield other, (*rules, (UNICODE_FORM, "fix"))
 
 
+_MAX_LINKS = 40
+"""As many links one after another as Linux follows."""
+
+
 class _Place:
     """Where names lead, seen from the folder of the images."""
 
@@ -207,12 +211,20 @@ class _Place:
         return not follow_links or self._is_really_inside(full)
 
     def _is_really_inside(self, full: str) -> bool:
-        """Whether a local file lies inside, symbolic links followed. One lstat an image; folders are asked once."""
-        folder = posixpath.dirname(full)
-        inside = self._real_folders.get(folder)
-        if inside is None:
-            inside = self._real_folders[folder] = f"{os.path.realpath(folder)}/".startswith(self._real_prefix)
-        return inside and (not os.path.islink(full) or os.path.realpath(full).startswith(self._real_prefix))
+        """Whether a local file lies inside, symbolic links followed. One readlink an image; folders are asked once."""
+        for _ in range(_MAX_LINKS):
+            folder = os.path.dirname(full)
+            inside = self._real_folders.get(folder)
+            if inside is None:
+                inside = self._real_folders[folder] = f"{os.path.realpath(folder)}/".startswith(self._real_prefix)
+            if not inside:
+                return False
+            try:
+                target = os.readlink(full)
+            except OSError:  # no link, or no file
+                return True
+            full = os.path.join(folder, target)
+        return False
 
 
 def _normal(path: str) -> str:

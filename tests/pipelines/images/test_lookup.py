@@ -67,7 +67,11 @@ def test_symbolic_links_are_followed_and_counted(root: Path) -> None:
     (root / "inner.jpg").symlink_to(root / "b.jpg")
     assert look_up(root, "link.jpg").rules == (("outside_images", "keep"),)
     assert look_up(root, "linked/c.jpg").rules == (("outside_images", "keep"),)
+    (root / "around.jpg").symlink_to("../images/train/../inner.jpg")
+    (root / "farther.jpg").symlink_to("link.jpg")
     assert look_up(root, "inner.jpg").rules == ()
+    assert look_up(root, "around.jpg").rules == ()
+    assert look_up(root, "farther.jpg").rules == (("outside_images", "keep"),)
     assert isinstance(look_up(root, "linked/c.jpg", outside_images="drop").header, ImageError)
     (root.parent / "alias").symlink_to(root)
     assert look_up(root.parent / "alias", "b.jpg").rules == (), "a link that is the folder itself leads nowhere else"

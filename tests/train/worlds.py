@@ -1,6 +1,7 @@
 """The loop in small worlds: steps from memory, checkpoints in a dictionary, any number of processes."""
 
 import copy
+import faulthandler
 import math
 import os
 import socket
@@ -24,6 +25,8 @@ from boxcar.train.running.strategy import PlainStrategy, Strategy
 from boxcar.train.running.zero import ZeroStrategy
 from tests.train.tiny import blank_of, packed_batch, padded_batch, random_document, tiny_base
 
+MAX_SECONDS = 300
+"""For ranks to end; they take some ten."""
 LAYOUTS: list[list[tuple[int, int]]] = [[(2, 2)], [], [(1, 3), (2, 1)], [(3, 2)], []]
 
 
@@ -177,7 +180,7 @@ def run_together(setting: Setting, folder: Path, world_size: int) -> Result:
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=300)
+        process.join(timeout=MAX_SECONDS)
     ends = [process.exitcode for process in processes]
     for process in processes:
         process.kill()
@@ -188,6 +191,7 @@ def run_together(setting: Setting, folder: Path, world_size: int) -> Result:
 
 def _one_of(setting: Setting, folder: Path, rank: int, world_size: int, port: int, results: Any) -> None:
     torch.set_num_threads(1)
+    faulthandler.dump_traceback_later(0.9 * MAX_SECONDS, exit=False)  # where a rank waits, if it does
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),

@@ -88,7 +88,11 @@ class ImageLookup:
 
     def _trusted(self, image: ImageRef) -> FoundImage:
         width, height = image.declared_width, image.declared_height
-        path, rules, refusal = self._judge(image.path)
+        # No file is opened, but of several spellings one must be chosen.
+        spellings = ((name, rules) for name, rules in _spellings(image.path) if self._exists(name) and not self._exists(image.path))
+        name, spelling_rules = next(spellings, (image.path, ()))
+        path, rules, refusal = self._judge(name)
+        rules += spelling_rules
         if refusal is not None:
             return FoundImage(path, refusal, rules)
         if width is None or height is None:
@@ -100,10 +104,6 @@ class ImageLookup:
                 fix="Set trust_sizes: false.",
             )
             return FoundImage(path, error, rules)
-        # No file is opened, but of several spellings one must be chosen.
-        for other, spelling_rules in _spellings(path):
-            if self._exists(other) and not self._exists(path):
-                path, rules = other, rules + spelling_rules
         header = ImageHeader(format="", stored_width=width, stored_height=height, orientation=1, mode_note="", num_bytes=0)
         return FoundImage(path, header, rules)
 
@@ -248,7 +248,7 @@ class _Near:
 
     def __init__(self, root: str | None) -> None:
         self.root = root
-        self._listings: dict[str, dict[str, str]] = {}
+        self._listings: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
 
     def of(self, name: str) -> tuple[str, str] | None:
         """(rule, what to do) for a missing image; None where nothing is near."""
@@ -261,8 +261,8 @@ class _Near:
         if (other := self._in_other_case(root, name.split("/"))) is not None:
             return OTHER_CASE, f"There is {other}, in other case: rename the files, or correct the names in the annotations."
         folder, stem = os.path.split(os.path.splitext(name)[0])
-        listing = self._listing(os.path.join(root, folder))
-        if (other := next((each for lower, each in listing.items() if os.path.splitext(lower)[0] == stem.lower()), None)) is not None:
+        _, by_stem = self._listing(os.path.join(root, folder))
+        if (other := by_stem.get(stem.lower())) is not None:
             there = posixpath.join(folder, other)
             return OTHER_EXTENSION, f"There is {there}, with another extension: convert the files, or correct the names in the annotations."
         return None
@@ -270,17 +270,18 @@ class _Near:
     def _in_other_case(self, folder: str, parts: Sequence[str]) -> str | None:
         found: list[str] = []
         for part in parts:
-            other = self._listing(os.path.join(folder, *found)).get(part.lower())
+            other = self._listing(os.path.join(folder, *found))[0].get(part.lower())
             if other is None:
                 return None
             found.append(other)
         return posixpath.join(*found)
 
-    def _listing(self, folder: str) -> dict[str, str]:
-        """Name in lower case -> name."""
+    def _listing(self, folder: str) -> tuple[dict[str, str], dict[str, str]]:
+        """(name in lower case -> name, the same without its extension -> name)."""
         if folder not in self._listings:
             try:
-                self._listings[folder] = {name.lower(): name for name in sorted(os.listdir(folder))}
+                names = sorted(os.listdir(folder))
             except OSError:
-                self._listings[folder] = {}
+                names = []
+            self._listings[folder] = {name.lower(): name for name in names}, {os.path.splitext(name.lower())[0]: name for name in names}
         return self._listings[folder]

@@ -134,6 +134,16 @@ def test_windows_separators_where_the_literal_name_does_not_exist(root: Path) ->
     assert trusting(ImageRef(r"train\a.jpg", 8, 6)).path == "train/a.jpg"
 
 
+@pytest.mark.parametrize("trust_sizes", [False, True])
+def test_windows_separators_do_not_lead_outside_unseen(root: Path, trust_sizes: bool) -> None:
+    image = ImageRef(r"..\elsewhere\c.jpg", 8, 6)
+    kept = ImageLookup(str(root), trust_sizes=trust_sizes)(image)
+    assert (kept.path, kept.rules) == ("../elsewhere/c.jpg", (("outside_images", "keep"), ("windows_separators", "fix")))
+    dropped = ImageLookup(str(root), RulesConfig(outside_images="drop"), trust_sizes=trust_sizes)(image)
+    assert isinstance(dropped.header, ImageError)
+    assert dropped.header.reason == "outside_images"
+
+
 @pytest.mark.parametrize(("stored", "named"), [("NFC", "NFD"), ("NFD", "NFC")])
 def test_names_in_another_unicode_form(root: Path, stored: Any, named: Any) -> None:
     picture(root / unicodedata.normalize(stored, "Tür/é.jpg"))

@@ -425,6 +425,7 @@ def _add_annotations(writer: _RunWriter, block: Block[Any], path: str, problems:
     source = path.rpartition("/")[2]
     if block.items:
         writer.add(region_frame(block.items) if with_regions else _caption_frame(block.items))
+    derived = []
     for bad in block.bad:
         if with_regions and '"segments_info"' in bad.text:
             raise AnnotationError(
@@ -434,8 +435,7 @@ def _add_annotations(writer: _RunWriter, block: Block[Any], path: str, problems:
                 fix="Name the instances file of the same images, such as instances_val2017.json.",
             )
         if with_regions and (annotation := annotation_of_shape(path, bad)):
-            problems.num_derived += 1
-            writer.add(region_frame([annotation]))
+            derived.append(annotation)
             continue
         expected = '{"image_id", "category_id", "bbox": [x, y, width, height]}' if with_regions else '{"image_id", "caption"}'
         problems.bad(BROKEN_ANNOTATION, source, bad, expected)
@@ -445,6 +445,9 @@ def _add_annotations(writer: _RunWriter, block: Block[Any], path: str, problems:
                 writer.add(region_frame([annotation], broken=True))
             else:
                 problems.num_unplaced += 1
+    if derived:
+        problems.num_derived += len(derived)
+        writer.add(region_frame(derived))
 
 
 def broken_annotation(path: str, bad: BadElement) -> CocoAnnotation | None:

@@ -4,9 +4,9 @@
     images, or <img>path</img> in the text                        images, with <image> in the text
     objects '[{"caption", "bbox", "bbox_type", "image"}, ...]'    ref, bbox, image_id; an entry of several boxes as several <bbox>
 
-Checked against docs/source/Multi-Modal of modelscope/ms-swift, branch release/2.6.
+Checked against the examples of ms-swift 2's documentation (custom data sets; grounding of Qwen-VL, InternVL2 and Qwen2-VL), not its code.
 
-Images that no text mentions: one for each question where there are as many as questions, else all before the first, as ms-swift 2 does.
+Images that no text mentions: one for each question where there are as many as questions, else all before the first.
 """
 
 import re

@@ -184,6 +184,8 @@ class _Worker:
             return None
         if available is None:
             return None
+        if device.type == "cpu":
+            available /= self._session.world_size  # on one node they share it; on several this is careful
         packs = self._plan(self._spec.plans[0])
         load = StepLoad(
             tokens=config.micro_batch * int(pc.max(packs["num_tokens"]).as_py()),

@@ -71,6 +71,22 @@ def test_max_failures_and_num_to_keep_are_handed_to_ray_train(max_failures: int,
     assert (made.failure_config.max_failures, made.checkpoint_config.num_to_keep) == (max_failures, num_to_keep)
 
 
+def settings_of(demo: Path, folder: Path, **changes: Any) -> dict[str, Any]:
+    """A run in this process on the demo's shards."""
+    return {
+        "shards": [str(demo / "shards")],
+        "base": str(demo / "base-qwen2_5_vl"),
+        "init": "random",
+        "output": str(folder / "runs"),
+        "precision": "fp32",
+        "global_batch": 1,
+        "loader_workers": 0,
+        "trackers": [],
+        "placement": {"executor": "inline", "use_gpu": False},
+        **changes,
+    }
+
+
 def test_keys_of_a_whole_run(demo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """num_to_keep: checkpoints that stay. cache_gb: the limit of the local copy. peak_tflops: what MFU is measured against."""
     limits: list[int] = []
@@ -82,22 +98,7 @@ def test_keys_of_a_whole_run(demo: Path, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(worker, "ShardStore", store)
     folder = copy_demo(demo, tmp_path / "demo")
     run(demo_config(folder, folder / "shards"))
-    settings: dict[str, Any] = {
-        "shards": [str(folder / "shards")],
-        "base": str(folder / "base-qwen2_5_vl"),
-        "init": "random",
-        "output": str(tmp_path / "runs"),
-        "precision": "fp32",
-        "global_batch": 1,
-        "max_steps": 4,
-        "checkpoint_every_steps": 1,
-        "num_to_keep": 2,
-        "cache_gb": 0.25,
-        "peak_tflops": 0.5,
-        "loader_workers": 0,
-        "trackers": [],
-        "placement": {"executor": "inline", "use_gpu": False},
-    }
+    settings = settings_of(folder, tmp_path, max_steps=4, checkpoint_every_steps=1, num_to_keep=2, cache_gb=0.25, peak_tflops=0.5)
     run_folder = Path(train(TrainConfig.model_validate(settings), "keys")["folder"])
     assert sorted(path.name for path in run_folder.glob("step-*")) == ["step-00000003", "step-00000004"]
     assert limits == [250_000_000]
@@ -130,18 +131,7 @@ def test_gradient_checkpointing_auto_asks_how_much_memory_is_free(
     monkeypatch.setattr(worker, "free_bytes", lambda _: free)
     folder = copy_demo(demo, tmp_path / "demo")
     run(demo_config(folder, folder / "shards"))
-    settings: dict[str, Any] = {
-        "shards": [str(folder / "shards")],
-        "base": str(folder / "base-qwen2_5_vl"),
-        "init": "random",
-        "output": str(tmp_path / "runs"),
-        "precision": "fp32",
-        "global_batch": 1,
-        "max_steps": 1,
-        "loader_workers": 0,
-        "trackers": [],
-        "placement": {"executor": "inline", "use_gpu": False},
-    }
+    settings = settings_of(folder, tmp_path, max_steps=1)
     run_folder = Path(train(TrainConfig.model_validate(settings), "memory")["folder"])
     [memory] = [event for event in read_events((run_folder / METRICS).read_bytes()) if event["event"] == "memory"]
     assert memory["recomputed_layers"] == (memory["layers"] if recomputed == "all" else recomputed)
